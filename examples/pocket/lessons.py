@@ -157,7 +157,7 @@ class LessonMaker:
             if value is None:
                 text_ids, marks = [special["<|null|>"]], [NOWHERE]
             else:
-                text_ids = self.tokenizer.encode_characters(value.text)[: slot.budget]
+                text_ids = self.tokenizer.encode_chars(value.text)[: slot.budget]
                 marks = value_pointers(value, where, tokens)[: slot.budget]
                 if thing is not None:
                     marks = [thing] * len(text_ids)
@@ -169,7 +169,7 @@ class LessonMaker:
         return Lesson(instruction, ids, slot_of >= 0, slot_index, pointer, query.task)
 
     def _free(self, query: Query, instruction: list[int], where: dict[int, int], tokens: VisualTokens) -> Lesson:
-        text_ids = self.tokenizer.encode_characters(str(query.answer))
+        text_ids = self.tokenizer.encode_chars(str(query.answer))
         value = query.values.get("")
         marks = value_pointers(value, where, tokens) if value else [NOWHERE] * len(text_ids)
         if len(marks) != len(text_ids):
