@@ -15,8 +15,12 @@ from vision.lines import Detections
 from vision.reader import COLORS, THINGS
 from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING, Things, VisualTokens, assemble
 from vlm.processor.tokenizer import Tokenizer
-from vlm.structure.scaffold import Scaffold, compile_scaffold
-from vlm.structure.schema import parse_schema
+
+try:
+    from vlm.structure.scaffold import Scaffold, compile_scaffold
+    from vlm.structure.schema import parse_schema
+except ImportError:  # TEMPORARY until the structure room lands
+    from examples.pocket._flat import Scaffold, compile_scaffold, parse_schema
 
 #: Pointer targets that are no entry.
 NOWHERE, UNKNOWN = -1, -2
@@ -126,6 +130,27 @@ def value_pointers(value: Value, where: dict[int, int], tokens: VisualTokens) ->
     return out
 
 
+def tightened(query: Query, rng: np.random.Generator) -> dict[str, Any]:
+    """The schema with most string budgets shortened towards their values: padding teaches little and costs as much."""
+
+    def visit(node: Any, pointer: str) -> Any:
+        if not isinstance(node, dict):
+            return node
+        out = dict(node)
+        if "properties" in node:
+            out["properties"] = {
+                k: visit(v, f"{pointer}/{k.replace('~', '~0').replace('/', '~1')}") for k, v in node["properties"].items()
+            }
+        elif "maxLength" in node and rng.random() < 0.8:
+            value = query.values.get(pointer)
+            need = len(value.text) if value else int(rng.integers(4, 14))
+            out["maxLength"] = min(node["maxLength"], max(6, need + int(rng.integers(0, 7))))
+        return out
+
+    result: dict[str, Any] = visit(query.schema, "")
+    return result
+
+
 class LessonMaker:
     """Turns queries into lessons with the product's own tokenizer and scaffolds."""
 
@@ -136,14 +161,14 @@ class LessonMaker:
         """The scaffold that ``extract`` would use."""
         return compile_scaffold(parse_schema(schema), self.tokenizer)
 
-    def make(self, query: Query, tokens: VisualTokens, page: Page | None) -> Lesson:
-        """The finished canvas of a query and its pointers."""
+    def make(self, query: Query, tokens: VisualTokens, page: Page | None, rng: np.random.Generator | None = None) -> Lesson:
+        """The finished canvas of a query and its pointers; with `rng`, slots are cut to about the size of their values."""
         glyphs = [g for v in query.values.values() if v for g in v.glyphs if g is not None]
         where = locate(tokens, glyphs)
         instruction = self.tokenizer.encode(query.instruction)
         if query.schema is None:
             return self._free(query, instruction, where, tokens)
-        scaffold = self.scaffold(query.schema)
+        scaffold = self.scaffold(query.schema if rng is None else tightened(query, rng))
         special = self.tokenizer.special
         ids = np.array(scaffold.ids, np.int64)
         slot_of = np.array(scaffold.slot_of, np.int64)

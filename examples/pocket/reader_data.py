@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
 from examples.pocket.page import Page, pick_font
 from examples.pocket.words import anything
@@ -25,16 +27,19 @@ def _inks(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, in
             return (int(a[0]), int(a[1]), int(a[2])), (int(b[0]), int(b[1]), int(b[2]))
 
 
-def mosaic(rng: np.random.Generator, held_out: bool = False, width: int = 384, height: int = 320) -> Page:
+def mosaic(
+    rng: np.random.Generator, held_out: bool = False, width: int = 384, height: int = 320,
+    words: Callable[[np.random.Generator, bool], str] = anything, zoom: float = 1.0,
+) -> Page:  # fmt: skip
     """A page packed with short pieces of text in many fonts and sizes; now and then a rule or a box."""
     background, ink = _inks(rng)
     page = Page(width, height, background)
     steady = rng.random() < 0.5  # half of the pages keep one font, like real documents
     font = pick_font(rng, held_out)
-    base = float(np.exp(rng.uniform(np.log(10.5), np.log(27))))
+    base = zoom * float(np.exp(rng.uniform(np.log(10.5), np.log(27))))
     y = float(rng.integers(0, 8))
     while True:
-        size = round(base if rng.random() < 0.8 else float(np.exp(rng.uniform(np.log(10), np.log(34)))))
+        size = round(base if rng.random() < 0.8 else zoom * float(np.exp(rng.uniform(np.log(10), np.log(34)))))
         if not steady:
             font = pick_font(rng, held_out)
         y += size * rng.uniform(0.85, 1.35)
@@ -45,7 +50,7 @@ def mosaic(rng: np.random.Generator, held_out: bool = False, width: int = 384, h
         spacing = float(rng.uniform(0.3, size * 0.15)) if rng.random() < 0.1 else 0.0
         x = float(rng.integers(1, 30))
         while x < width - size * 1.5:
-            text = anything(rng, held_out)
+            text = words(rng, held_out)
             while text and x + page.text_width(text, font, size) + spacing * len(text) > width - 2:
                 text = text[:-1].rstrip()
             if not text:
@@ -90,11 +95,57 @@ def char_targets(page: Page, width: int, height: int) -> tuple[np.ndarray, np.nd
     return classes, boxes, blanks
 
 
-def render_mosaic(seed: int, held_out: bool = False) -> tuple[np.ndarray, ...]:
-    """Pixels uint8 [H, W, 3] and the targets (:func:`char_targets`) of the page drawn from `seed`."""
+def receipt_words(rng: np.random.Generator, held_out: bool) -> str:
+    """Pieces as receipts print them: mostly upper case, many amounts and codes."""
+    text = anything(rng, held_out)
+    return text.upper() if rng.random() < 0.7 else text
+
+
+def stretch(page: Page, width: int, height: int) -> None:
+    """Resize the clean page to `width` x `height`; narrow and wide, tall and flat type come from it."""
+    sx, sy = width / page.width, height / page.height
+    page.image = page.image.resize((width, height), Image.Resampling.LANCZOS)
+    page.draw = ImageDraw.Draw(page.image)
+    page.width, page.height = width, height
+    for g in page.glyphs():
+        g.x0, g.x1, g.y0, g.y1 = g.x0 * sx, g.x1 * sx, g.y0 * sy, g.y1 * sy
+
+
+def worn(page: Page, rng: np.random.Generator) -> None:
+    """Thermal and dot-matrix print: strokes made of dots, thickened or thinned."""
+    kind = rng.random()
+    if kind < 0.15:  # dot matrix: a grid of light lines over the ink
+        step = int(rng.integers(2, 4))
+        pixels = np.asarray(page.image, np.float32).copy()
+        paper = np.array(page.background, np.float32)
+        keep = float(rng.uniform(0.3, 0.7))
+        pixels[::step] = pixels[::step] * keep + paper * (1 - keep)
+        if rng.random() < 0.5:
+            pixels[:, ::step] = pixels[:, ::step] * keep + paper * (1 - keep)
+        page.image = Image.fromarray(pixels.astype(np.uint8))
+    elif kind < 0.3:
+        page.image = page.image.filter(ImageFilter.MinFilter(3))
+    elif kind < 0.36:
+        page.image = page.image.filter(ImageFilter.MaxFilter(3))
+
+
+def render_mosaic(seed: int, held_out: bool = False, hard: bool = False) -> tuple[np.ndarray, ...]:
+    """Pixels uint8 [H, W, 3] and the targets (:func:`char_targets`) of the page drawn from `seed`.
+
+    Hard pages are drawn large and shrunk unevenly, worn like old receipts, and degraded more.
+    """
     rng = np.random.default_rng(seed)
-    page = mosaic(rng, held_out)
-    pixels = page.finish(rng, hardness=float(rng.choice([0.1, 0.4, 0.7, 1.0])))
+    if not hard:
+        page = mosaic(rng, held_out)
+        pixels = page.finish(rng, hardness=float(rng.choice([0.1, 0.4, 0.7, 1.0])))
+        return (pixels, *char_targets(page, page.width, page.height))
+    aspect, zoom = float(np.exp(rng.uniform(-0.4, 0.4))), float(rng.uniform(1.0, 1.5))
+    width, height = int(384 * zoom * aspect**0.5), int(320 * zoom / aspect**0.5)
+    page = mosaic(rng, held_out, width, height, receipt_words if rng.random() < 0.7 else anything, zoom)
+    if rng.random() < 0.6:
+        worn(page, rng)
+    stretch(page, 384, 320)
+    pixels = page.finish(rng, hardness=float(rng.choice([0.4, 0.8, 1.0])), turn=3.0)
     return (pixels, *char_targets(page, page.width, page.height))
 
 

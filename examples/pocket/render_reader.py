@@ -20,11 +20,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--hard", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with multiprocessing.Pool(args.workers) as pool:
         for start in range(0, args.pages, 500):
-            seeds = [(args.seed + i, args.held_out) for i in range(start, min(start + 500, args.pages))]
+            seeds = [(args.seed + i, args.held_out, args.hard) for i in range(start, min(start + 500, args.pages))]
             rows = list(tqdm(pool.imap(_render, seeds, chunksize=8), total=len(seeds), disable=None))
             target = args.out / f"shard-{(args.seed + start) // 500:05d}.npz"
             partial = target.with_suffix(".tmp.npz")
@@ -32,7 +33,7 @@ def main() -> None:
             partial.rename(target)
 
 
-def _render(job: tuple[int, bool]) -> tuple[np.ndarray, ...]:
+def _render(job: tuple[int, bool, bool]) -> tuple[np.ndarray, ...]:
     return render_mosaic(*job)
 
 

@@ -29,7 +29,8 @@ from examples.pocket.lessons import NOWHERE, UNKNOWN, Lesson, LessonMaker, see
 from examples.pocket.reading import Reader
 from vision.adapter import VisualBatch
 from vision.tokens import VisualTokens
-from vlm.families.pocket import PocketModel
+from vlm.backbone import model as backbone_module
+from vlm.families.pocket import PocketModel, Prefix
 from vlm.processor.tokenizer import Tokenizer
 from vlm.training.masking import views
 from vlm.training.optim import EMA, Optimisers, warmup_stable_decay
@@ -64,7 +65,7 @@ def produce(settings: Settings, queue: Any, number: int) -> None:
             tokens, features = reader.see(sample, rng)
         if not len(tokens) or len(tokens) > settings.max_tokens:
             continue
-        lessons = [maker.make(q, tokens, sample.page) for q in sample.queries]
+        lessons = [maker.make(q, tokens, sample.page, rng) for q in sample.queries]
         lessons = [x for x in lessons if len(x.ids) <= settings.max_canvas]
         if lessons:
             queue.put((tokens, features, lessons))
@@ -137,60 +138,68 @@ def collate(pages: list[Item], width: int) -> Batch:
     )  # fmt: skip
 
 
-def lesson_loss(model: PocketModel, batch: Batch, masks: Tensor, pad_weight: float = 0.3) -> tuple[Tensor, dict[str, float]]:
+def lesson_loss(model: PocketModel, batch: Batch, masks: Tensor, pad_weight: float = 0.3, chunk: int = 16) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy at masked cells plus the copy head's pointer loss.
+
+    Canvases are run `chunk` at a time, longest together, so that short ones are not padded to the longest of the batch.
 
     Args:
         masks: [N, V, L] views of each canvas.
     """
     count = masks.shape[1]
-    prefix = model.prefix(batch.visual, batch.text, batch.text_valid).select(batch.row.repeat_interleave(count))
-
-    def spread(x: Tensor) -> Tensor:
-        return x.repeat_interleave(count, dim=0)
-
-    ids, hidden_cells = spread(batch.ids), masks.flatten(0, 1)
-    seen = ids.masked_fill(hidden_cells, model.config.backbone.mask_token_id)
-    hidden = model.canvas(seen, spread(batch.valid), spread(batch.slot_index), prefix)
-    head = model.backbone.copy_head
-    assert head is not None
-    scores = head.scores(hidden, prefix.memory)
-    target = ids[hidden_cells]
-    logits = model.cell_logits(hidden, scores, prefix.memory, hidden_cells)
+    prefix = model.prefix(batch.visual, batch.text, batch.text_valid)
+    order = batch.valid.sum(1).argsort(descending=True)
+    parts = [chunk_logits(model, prefix, batch, masks, rows) for rows in order.split(chunk)]
+    logits, scores, target, pointer, whole, task = (torch.cat(x) for x in zip(*parts, strict=True))
     each = F.cross_entropy(logits, target, reduction="none")
     filler = target == model.config.backbone.pad_token_id
     weight = torch.where(filler, pad_weight, 1.0)
     text = (each * weight).sum() / weight.sum()
-    pointer = spread(batch.pointer)[hidden_cells]
     known = (pointer != UNKNOWN) & ~filler
     aim = torch.where(pointer == NOWHERE, scores.shape[-1] - 1, pointer + prefix.first)
-    misses = F.cross_entropy(scores[hidden_cells][known], aim[known], reduction="none")
+    misses = F.cross_entropy(scores[known], aim[known], reduction="none")
     copies = pointer[known] >= 0
     points = (misses * torch.where(copies, 1.0, 0.3)).mean()
     with torch.no_grad():
         right = logits.argmax(-1) == target
-        hit = scores[hidden_cells][known].argmax(-1) == aim[known]
-        whole = (hidden_cells | ~spread(batch.answer)).all(-1).unsqueeze(-1).expand_as(hidden_cells)[hidden_cells]
-        stats = {"text": float(text), "points": float(points)}
+        hit = scores[known].argmax(-1) == aim[known]
+        stats = {"text": float(text), "points": float(points), "canvases": float(len(batch.tasks) * count)}
         for name, chosen in (("right", ~filler), ("right_all_masked", ~filler & whole)):
             if chosen.any():
                 stats[name] = float(right[chosen].float().mean())
         if copies.any():
             stats["hit"] = float(hit[copies].float().mean())
-        task_of = spread(torch.tensor([hash_task(t) for t in batch.tasks])).unsqueeze(-1).expand_as(hidden_cells)[hidden_cells]
-        for task in set(batch.tasks):
-            chosen = (task_of == hash_task(task)) & ~filler & whole
+        for name in set(batch.tasks):
+            chosen = (task == _TASKS.index(name)) & ~filler & whole
             if chosen.any():
-                stats[f"all_masked/{task}"] = float(right[chosen].float().mean())
+                stats[f"all_masked/{name}"] = float(right[chosen].float().mean())
     return text + points, stats
 
 
+def chunk_logits(model: PocketModel, prefix: Prefix, batch: Batch, masks: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """Masked cells of some canvases, all their views: (logits [N, V], pointer scores [N, P+1], target, pointer,
+    whether the whole answer was hidden, task number), each [N] long."""
+    count = masks.shape[1]
+    length = int(batch.valid[rows].sum(1).max())
+    rows = rows.repeat_interleave(count)
+    hidden_cells = masks[rows[::count], :, :length].flatten(0, 1)
+    here = prefix.select(batch.row[rows])
+    ids, answer = batch.ids[rows, :length], batch.answer[rows, :length]
+    seen = ids.masked_fill(hidden_cells, model.config.backbone.mask_token_id)
+    hidden = model.canvas(seen, batch.valid[rows, :length], batch.slot_index[rows, :length], here)
+    head = model.backbone.copy_head
+    assert head is not None
+    scores = head.scores(hidden, here.memory)
+    logits = model.cell_logits(hidden, scores, here.memory, hidden_cells)
+    whole = (hidden_cells | ~answer).all(-1, keepdim=True).expand_as(hidden_cells)[hidden_cells]
+    tasks = torch.tensor([_TASKS.index(t) for t in batch.tasks])[rows]
+    return (
+        logits, scores[hidden_cells], ids[hidden_cells], batch.pointer[rows, :length][hidden_cells], whole,
+        tasks.unsqueeze(-1).expand_as(hidden_cells)[hidden_cells],
+    )  # fmt: skip
+
+
 _TASKS = ("extract", "ask", "caption", "read", "ground", "scene")
-
-
-def hash_task(task: str) -> int:
-    """Number of a task."""
-    return _TASKS.index(task)
 
 
 def bucketed(source: Iterator[Item], budget: int, pool: int, rng: np.random.Generator) -> Iterator[list[Item]]:
@@ -238,8 +247,11 @@ def main() -> None:
     parser.add_argument("--error", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--no-compile", action="store_true", help="slower by a third to a half, starts at once")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if not args.no_compile:
+        backbone_module.Block.forward = torch.compile(backbone_module.Block.forward, dynamic=True)  # type: ignore[method-assign]
     torch.manual_seed(args.seed)
     model = PocketModel()
     model.tower.requires_grad_(False)

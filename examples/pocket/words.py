@@ -68,12 +68,33 @@ def code(rng: np.random.Generator) -> str:
             f"#{digits(rng, n)}", f"{alpha}/{digits(rng, 2)}/{digits(rng, n)}"][kind]  # fmt: skip
 
 
-_PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~£€"
+# Common marks many times over: a reader that meets '!' as often as 'I' will see '!' everywhere.
+_PUNCTUATION = ".,:-/()#*&'%@" * 6 + "+=$;?_\"" * 3 + "£€<>[]!" + "\\^`{|}~"
+
+#: Everyday words of shop receipts, invoices, forms and screens.
+COMMON = (
+    "total subtotal sub amount due cash change card visa credit debit payment paid balance tax invoice gst sst vat inclusive "
+    "exclusive rounding adjustment discount item items qty quantity price unit description code no number date time receipt "
+    "bill order table cashier counter terminal staff member points customer name address phone tel fax email website reg "
+    "registration company sdn bhd ltd inc llc trading enterprise restaurant cafe mart store supermarket pharmacy hardware "
+    "stationery bakery petrol station hotel clinic jalan taman bandar lorong kuala lumpur selangor johor bahru petaling jaya "
+    "shah alam kampung off batu lot level floor block unit street road avenue lane drive court north south east west london "
+    "york park city state malaysia thank you please come again goods sold are not returnable refundable exchange within days "
+    "with original welcome have a nice day keep this for your summary sr zr rm usd net gross payable rounded tendered given "
+    "served by salesperson document type ref reference account bank transfer cheque approval signature copy merchant batch "
+    "trace invoice ship to from bill deliver terms net page of open close save cancel edit delete settings profile search "
+    "home back next submit sign in out log user password remember me forgot help about contact news view more add new file "
+    "rice chicken fish beef noodle soup tea coffee milk sugar bread egg water juice ice hot cold large small set fried curry "
+    "paper pen book ink screw bolt paint tape glue wire pipe brush cable lamp battery plate cup box bag pack kg pcs ltr ml"
+).split()
 
 
 def anything(rng: np.random.Generator, held_out: bool = False) -> str:
     """A short piece of text of any kind, for reading practice."""
     kind = rng.random()
+    if kind < 0.2:
+        words = [COMMON[i] for i in rng.integers(0, len(COMMON), int(rng.integers(1, 6)))]
+        return cased(" ".join(words), rng) if rng.random() < 0.5 else " ".join(cased(w, rng) for w in words)
     if kind < 0.45:
         return " ".join(cased(syllable_word(rng, held_out), rng) for _ in range(rng.integers(1, 5)))
     if kind < 0.57:
@@ -91,7 +112,7 @@ def anything(rng: np.random.Generator, held_out: bool = False) -> str:
         mark = _PUNCTUATION[rng.integers(len(_PUNCTUATION))]
         other = _PUNCTUATION[rng.integers(len(_PUNCTUATION))]
         return [f"{mark}{word}{other}", f"{word}{mark} {digits(rng, 2)}", f"({word})", f"{word}: {amount(rng)}", f"{word} & {word[::-1]}"][rng.integers(5)]
-    pool = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789" + _PUNCTUATION
+    pool = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789" * 2 + _PUNCTUATION
     return "".join(pool[i] for i in rng.integers(0, len(pool), int(rng.integers(3, 14))))
 
 

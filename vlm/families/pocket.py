@@ -24,7 +24,7 @@ BOS, USER, ASSISTANT, END = 2, 6, 7, 9
 def default_backbone() -> BackboneConfig:
     """Sizes of the shipped model's backbone."""
     return BackboneConfig(
-        vocab_size=416, hidden_size=256, num_layers=6, num_heads=8, num_kv_heads=8, intermediate_size=704, qk_norm=True,
+        vocab_size=416, hidden_size=256, num_layers=6, num_heads=4, num_kv_heads=4, intermediate_size=704, qk_norm=True,
         tie_embeddings=True, mask_token_id=1, pad_token_id=0, eos_token_id=3, bos_token_id=2, max_position_embeddings=4096,
         slot_positions=97, copy_head=CopyHeadConfig(),
     )  # fmt: skip
