@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from examples.pocket import first_pages
+from examples.pocket import documents, first_pages
 from examples.pocket.sample import Sample
 
 
 def draw(rng: np.random.Generator) -> Sample:
     """One training sample."""
-    return first_pages.make(rng)
+    if rng.random() < 0.25:
+        return first_pages.make(rng)
+    return documents.make(rng)

@@ -65,7 +65,7 @@ def produce(settings: Settings, queue: Any, number: int) -> None:
             tokens, features = reader.see(sample, rng)
         if not len(tokens) or len(tokens) > settings.max_tokens:
             continue
-        lessons = [maker.make(q, tokens, sample.page, rng) for q in sample.queries]
+        lessons = [maker.make(q, tokens, sample.page, rng) for q in sample.queries if not (q.schema and "items" in str(q.schema))]
         lessons = [x for x in lessons if len(x.ids) <= settings.max_canvas]
         if lessons:
             queue.put((tokens, features, lessons))
