@@ -1,0 +1,179 @@
+"""The one decoding loop: window, forward, proposal, score, quota, commit, revision, length, stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from vlm.decoding.canvas import Canvas
+from vlm.decoding.commits import ThresholdElseQuota
+from vlm.decoding.contracts import (
+    CommitRule,
+    Denoiser,
+    JointProposer,
+    LengthController,
+    LogitTransform,
+    Noise,
+    Proposer,
+    Quota,
+    Reviser,
+    Scorer,
+    Step,
+    StopRule,
+    Window,
+)
+from vlm.decoding.proposers import Ban, SampleProposer
+from vlm.decoding.quotas import DimpleQuota
+from vlm.decoding.scorers import ConfidenceScorer
+from vlm.decoding.stops import Never
+from vlm.decoding.windows import FullWindow
+from vlm.errors import DecodingError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A decoding method as a combination of parts; the default is Dimple's threshold-else-quota.
+
+    Attributes:
+        banned: ids that can never come out, besides the mask id.
+        max_forwards: model calls allowed; the last one commits everything that is open.
+        reference_quirks: reproduce released code to the letter, also steps that commit nothing.
+        transforms: further links of the logit chain; joint: proposer of scaffold slots.
+    """
+
+    window: Window = field(default_factory=FullWindow)
+    proposer: Proposer = field(default_factory=SampleProposer)
+    scorer: Scorer = field(default_factory=ConfidenceScorer)
+    quota: Quota | None = field(default_factory=DimpleQuota)
+    commit: CommitRule = field(default_factory=ThresholdElseQuota)
+    reviser: Reviser | None = None
+    length: LengthController | None = None
+    stop: StopRule = field(default_factory=Never)
+    banned: tuple[int, ...] = ()
+    max_forwards: int | None = None
+    reference_quirks: bool = False
+    transforms: tuple[LogitTransform, ...] = ()
+    joint: JointProposer | None = None
+
+    def with_parts(self, **parts: object) -> Recipe:
+        """The same recipe with some parts exchanged."""
+        return replace(self, **parts)  # type: ignore[arg-type]
+
+
+@dataclass
+class Frame:
+    """What a step left behind.
+
+    Attributes:
+        step: number of the step, from 1; 0 is the canvas before the first.
+        ids: [B, L]; state: [B, L] uint8 of GIVEN, MASK, NEW, KEPT; confidence: [B, L] score at commit, 0 before.
+        forwards: [B] model calls so far.
+    """
+
+    step: int
+    ids: Tensor
+    state: Tensor
+    confidence: Tensor
+    forwards: Tensor
+
+
+def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0, noise: Noise | None = None) -> Iterator[Frame]:
+    """Fill the canvas in place, yielding a frame per step.
+
+    Args:
+        denoiser: the model behind its prefix.
+        canvas: changed in place; what is frozen stays.
+        recipe: the method.
+        seed: of all random draws; rows draw independently, so a batch equals its rows alone.
+        noise: replaces the seeded generators (recorded draws in tests).
+
+    Raises:
+        DecodingError: a part breaks its contract (it names which).
+    """
+    rows = canvas.ids.shape[0]
+    noise = noise or Noise(seed, rows)
+    window = recipe.window.start(canvas)
+    quota = recipe.quota.start(canvas) if recipe.quota else None
+    commit = recipe.commit.start(canvas)
+    ban = Ban(tuple(sorted({*recipe.banned, *([] if recipe.reference_quirks else [canvas.mask_id])})))
+    number = 0
+    while True:
+        cells = window.cells(canvas)
+        busy = cells.any(dim=1)
+        if not bool(busy.any()):
+            return
+        number += 1
+        before = canvas.masked.clone()
+        step = _look(denoiser, canvas, cells, ban, recipe, noise)
+        canvas.forwards += busy
+        canvas.step += busy
+        final = recipe.max_forwards is not None and number >= recipe.max_forwards
+        step_prediction_source = step[1]
+        chosen = _choose(step[0], window, quota, commit, recipe, final)
+        picked = torch.zeros_like(cells)
+        picked[cells] = chosen
+        ids, score = step[0].proposal[chosen], step[0].score[chosen]
+        if bool((ids == canvas.mask_id).any()) and recipe.reference_quirks:
+            raise DecodingError("the model proposed its mask token", remedy="run without reference_quirks")
+        source, weight = (None, None) if step_prediction_source is None else (step_prediction_source[0][chosen], step_prediction_source[1][chosen])
+        canvas.commit(picked, ids, score, source, weight)
+        if recipe.joint is not None:
+            recipe.joint.committed(canvas, picked)
+        if recipe.reviser is not None:
+            recipe.reviser(canvas)
+        if recipe.length is not None:
+            canvas = recipe.length(canvas)
+        recipe.stop(canvas)
+        yield Frame(number, canvas.ids.clone(), canvas.states(before), canvas.commit_confidence.clone(), canvas.forwards.clone())
+
+
+def _look(
+    denoiser: Denoiser, canvas: Canvas, cells: Tensor, ban: Ban, recipe: Recipe, noise: Noise
+) -> tuple[Step, tuple[Tensor, Tensor] | None]:
+    """Forward, constrain, propose and score."""
+    prediction = denoiser(canvas, cells)
+    row, column = cells.nonzero(as_tuple=True)
+    if prediction.logits.shape[0] != len(row):
+        raise DecodingError(f"the denoiser gave {prediction.logits.shape[0]} rows of logits for {len(row)} cells")
+    logits = ban(canvas, cells, prediction.logits)
+    for transform in recipe.transforms:
+        logits = transform(canvas, cells, logits)
+    step = Step(canvas, cells, row, column, logits, noise)
+    joint = recipe.joint.propose(canvas, cells, logits) if recipe.joint is not None else None
+    if joint is not None:
+        step.proposal, step.score, step.filtered = joint[0], joint[1], logits
+    else:
+        step.proposal, step.filtered = recipe.proposer(step)
+        step.score = recipe.scorer(step)
+    if prediction.source is None or prediction.source_weight is None:
+        return step, None
+    return step, (prediction.source, prediction.source_weight)
+
+
+def _choose(step: Step, window: Window, quota: Quota | None, commit: CommitRule, recipe: Recipe, final: bool) -> Tensor:
+    """[N] cells to commit, at least one in every row that has any."""
+    if quota is not None:
+        step.quota = quota(step, window.number(step.canvas))
+    chosen = commit(step)
+    if final:
+        return torch.ones_like(chosen)
+    if recipe.reference_quirks:
+        return chosen
+    rows = step.cells.shape[0]
+    some = torch.zeros(rows, dtype=torch.bool).index_put((step.row,), chosen, accumulate=True)
+    if bool(some[step.row].all()):
+        return chosen
+    dense = torch.full(step.cells.shape, float("-inf"), dtype=torch.float64)
+    dense[step.cells] = step.score.double().nan_to_num(nan=-1e300)
+    best = dense.argmax(dim=1)
+    return chosen | (~some[step.row] & (step.column == best[step.row]))
+
+
+def run(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0, noise: Noise | None = None) -> Canvas:
+    """Decode to the end; returns the canvas."""
+    for _ in decode(denoiser, canvas, recipe, seed=seed, noise=noise):
+        pass
+    return canvas

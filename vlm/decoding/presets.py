@@ -1,0 +1,95 @@
+"""Named presets: each published method as a combination of parts, with its paper's defaults."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from vlm.decoding.commits import Bernoulli, Factor, Threshold, ThresholdElseQuota, TopK
+from vlm.decoding.loop import Recipe
+from vlm.decoding.proposers import SampleProposer
+from vlm.decoding.quotas import DimpleQuota, DreamQuota, TableQuota
+from vlm.decoding.scorers import ConfidenceScorer
+from vlm.decoding.windows import BlockWindow, FullWindow
+from vlm.errors import OptionError
+
+_COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "reference_quirks": False}
+_LLADA = {"steps_per_block": 32, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
+_DREAM = {"steps": 512, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial"}
+
+#: Options and defaults of every preset, besides the common ones.
+PRESETS: dict[str, dict[str, Any]] = {
+    "dimple": {"gamma": 0.95, "steps": None, "eps": 1e-3, "score": "prob", "sampling": "multinomial"},
+    "llada": dict(_LLADA),
+    "llada-random": {**_LLADA, "score": "random"},
+    "lavida": {**_LLADA, "shape": "shift", "shift": 1 / 3, "steps_per_block": 16},
+    "lavida-linear": {**_LLADA, "shape": "linear", "shift": 1.0, "steps_per_block": 16},
+    "lavida-cosine": {**_LLADA, "shape": "cosine", "shift": 1.0, "steps_per_block": 16},
+    "threshold": {"threshold": 0.9, "block_length": 32, "sampling": "gumbel", "score": "prob"},
+    "factor": {"factor": 1.0, "block_length": 32, "sampling": "gumbel", "score": "prob"},
+    "dream-origin": dict(_DREAM),
+    "dream-maskgit-plus": {**_DREAM, "score": "prob"},
+    "dream-topk-margin": {**_DREAM, "score": "margin"},
+    "dream-entropy": {**_DREAM, "score": "entropy"},
+    "one-by-one": {"score": "prob", "sampling": "gumbel"},
+}  # fmt: skip
+DEFAULT = "dimple"
+
+
+def preset(name: str = DEFAULT, **options: Any) -> Recipe:
+    """The recipe of a published method.
+
+    Args:
+        name: one of :data:`PRESETS`.
+        options: any of the preset's own options and temperature, top_k, top_p, max_forwards, reference_quirks.
+
+    Raises:
+        OptionError: unknown name or option; the message lists what there is.
+    """
+    if name not in PRESETS:
+        raise OptionError(f"unknown preset {name!r}{_hint(name, PRESETS)}", remedy=f"use one of {', '.join(PRESETS)}")
+    known = {**_COMMON, **PRESETS[name]}
+    for option in options:
+        if option not in known:
+            raise OptionError(f"preset {name!r} has no option {option!r}{_hint(option, known)}", remedy=f"it knows {', '.join(sorted(known))}")
+    o = {**known, **options}
+    try:
+        proposer = SampleProposer(o["temperature"], o["top_k"], o["top_p"], o.get("sampling", "multinomial"))
+        parts = _BUILDERS[name.split("-")[0] if name != "one-by-one" else name](o)
+    except TypeError as error:
+        raise OptionError(f"an option of preset {name!r} has the wrong type: {error}", remedy="see vlm.decoding.presets.PRESETS") from error
+    return Recipe(proposer=proposer, max_forwards=o["max_forwards"], reference_quirks=o["reference_quirks"], **parts)
+
+
+def _hint(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _window(length: int | None) -> BlockWindow | FullWindow:
+    return FullWindow() if length is None else BlockWindow(length)
+
+
+def _llada(o: dict[str, Any]) -> dict[str, Any]:
+    quota = TableQuota(o["steps_per_block"], o.get("shape", "even"), o.get("shift", 1 / 3))
+    scorer = ConfidenceScorer(o["score"], ignore=tuple(o["ignore_confidence_of"]))
+    return {"window": _window(o["block_length"]), "scorer": scorer, "quota": quota, "commit": TopK()}
+
+
+def _dream(o: dict[str, Any]) -> dict[str, Any]:
+    if "score" not in o:
+        return {"scorer": ConfidenceScorer("prob", filtered=True), "quota": None, "commit": Bernoulli(o["steps"], o["eps"])}
+    scorer = ConfidenceScorer(o["score"], filtered=True)
+    return {"scorer": scorer, "quota": DreamQuota(o["steps"], o["eps"]), "commit": TopK(o["alg_temp"])}
+
+
+_BUILDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "llada": _llada,
+    "lavida": _llada,
+    "dream": _dream,
+    "threshold": lambda o: {"window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(o["threshold"])},
+    "factor": lambda o: {"window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Factor(o["factor"], o["reference_quirks"])},
+    "dimple": lambda o: {"scorer": ConfidenceScorer(o["score"]), "quota": DimpleQuota(o["steps"], o["eps"]), "commit": ThresholdElseQuota(o["gamma"])},
+    "one-by-one": lambda o: {"scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(float("inf"))},
+}

@@ -1,0 +1,161 @@
+"""Quotas: how many cells a row commits in a step. Tables come from the papers, counts are per row always."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vlm.decoding.canvas import Canvas
+from vlm.decoding.contracts import Step
+from vlm.errors import OptionError
+
+
+def linear_table(masks: int, steps: int) -> list[int]:
+    """LLaDA: floor(masks / steps) each, the remainder one more in the first steps."""
+    base, rest = divmod(masks, steps)
+    return [base + (i < rest) for i in range(steps)]
+
+
+def shaped_table(masks: int, steps: int, shape: str = "shift", shift: float = 1 / 3) -> list[int]:
+    """LaViDa (arXiv:2505.16839, timestep shift): commits follow a curve of time, most first for shift < 1.
+
+    Args:
+        masks: cells to fill; steps: at most one step per cell is used.
+        shape: 'shift' s(t) = a t / (1 + (a - 1) t); 'cosine' s(t) = 1 - (1 + cos(pi t)) / 2; 'linear' s(t) = t.
+        shift: a of the shift curve; 1/3 commits many cells early, 3 few.
+    """
+    steps = max(1, min(steps, masks))
+    times = torch.linspace(0, 1, steps + 1)
+    if shape == "shift":
+        curve = shift * times / (1 + (shift - 1) * times)
+    elif shape == "cosine":
+        curve = 1 - 0.5 * (1 + torch.cos(math.pi * times))
+    elif shape == "linear":
+        curve = times
+    else:
+        raise OptionError(f"unknown schedule {shape!r}", remedy="use 'shift', 'cosine' or 'linear'")
+    ends = (curve * masks).to(torch.int64)
+    counts = (ends[1:] - ends[:-1]).clamp_min(1).tolist()
+    surplus = sum(counts) - masks
+    i = 0
+    while surplus > 0:  # rounding up made too many: take them from entries that can spare one
+        if counts[i] > 1:
+            counts[i] -= 1
+            surplus -= 1
+        i = (i + 1) % steps
+    counts[-1] += masks - sum(counts)
+    return counts[::-1]
+
+
+def dream_count(masked: int, step: int, steps: int, eps: float = 1e-3) -> int:
+    """Dream: int(masked * (1 - s/t)) on linspace(1, eps, steps + 1) in float32; everything in the last step."""
+    if step >= steps - 1:
+        return masked
+    times = torch.linspace(1, eps, steps + 1)
+    return int(masked * (1 - times[step + 1] / times[step]))
+
+
+@dataclass
+class TableQuota:
+    """A table per block, drawn up when a row enters the block.
+
+    Args:
+        steps: steps per block. shape: 'even' (LLaDA), 'shift', 'cosine' or 'linear' (LaViDa). shift: see
+            :func:`shaped_table`.
+    """
+
+    steps: int
+    shape: str = "even"
+    shift: float = 1 / 3
+    _block: list[int] = field(default_factory=list, repr=False)
+    _table: list[list[int]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise OptionError(f"steps is {self.steps}", remedy="use 1 or more")
+        if self.shape not in ("even", "shift", "cosine", "linear"):
+            raise OptionError(f"unknown schedule {self.shape!r}", remedy="use 'even', 'shift', 'cosine' or 'linear'")
+
+    def start(self, canvas: Canvas) -> TableQuota:
+        """A copy without history."""
+        rows = canvas.ids.shape[0]
+        return TableQuota(self.steps, self.shape, self.shift, [-1] * rows, [[] for _ in range(rows)])
+
+    def __call__(self, step: Step, block: Tensor) -> Tensor:
+        """[B] counts."""
+        counts = torch.bincount(step.row, minlength=len(self._block)).tolist()
+        out = []
+        for row, (number, n) in enumerate(zip(block.tolist(), counts, strict=True)):
+            if n == 0:
+                out.append(0)
+                continue
+            if number != self._block[row] or not self._table[row]:
+                self._block[row] = number
+                table = linear_table(n, self.steps) if self.shape == "even" else shaped_table(n, self.steps, self.shape, self.shift)
+                self._table[row] = table[::-1]
+            out.append(self._table[row].pop())
+        return torch.tensor(out)
+
+
+@dataclass
+class DreamQuota:
+    """Dream's schedule, :func:`dream_count` of each row's open cells.
+
+    Args:
+        steps: of the whole run. eps: last time.
+    """
+
+    steps: int
+    eps: float = 1e-3
+    _done: int = field(default=0, repr=False)
+
+    def start(self, canvas: Canvas) -> DreamQuota:
+        """A copy at step 0."""
+        return DreamQuota(self.steps, self.eps)
+
+    def __call__(self, step: Step, block: Tensor) -> Tensor:
+        """[B] counts."""
+        counts = torch.bincount(step.row, minlength=len(block)).tolist()
+        out = [dream_count(n, self._done, self.steps, self.eps) for n in counts]
+        self._done += 1
+        return torch.tensor(out)
+
+
+@dataclass
+class DimpleQuota:
+    """Dimple's fallback (arXiv:2505.16990): the next time below the present share of masks that commits anything.
+
+    Args:
+        steps: of the whole run; None: as many as a row has cells. eps: last time.
+    """
+
+    steps: int | None = None
+    eps: float = 1e-3
+    _done: int = field(default=0, repr=False)
+    _cells: list[int] = field(default_factory=list, repr=False)
+
+    def start(self, canvas: Canvas) -> DimpleQuota:
+        """A copy at step 0 that knows how many cells each row began with."""
+        return DimpleQuota(self.steps, self.eps, 0, canvas.open.sum(1).tolist())
+
+    def __call__(self, step: Step, block: Tensor) -> Tensor:
+        """[B] counts."""
+        left = torch.bincount(step.row, minlength=len(self._cells)).tolist()
+        out = []
+        for n, total in zip(left, self._cells, strict=True):
+            steps = self.steps or max(total, 1)
+            if self._done >= steps - 1:
+                out.append(n)
+                continue
+            share = n / max(total, 1)
+            # smallest later step whose time lies below the share far enough for one commit
+            wanted = share * (1 - 1 / n) if n else 0.0
+            at = math.ceil((1 - wanted) / (1 - self.eps) * steps - 1e-9)
+            at = max(at, self._done + 1)
+            time = 1 + (self.eps - 1) * min(at, steps) / steps
+            out.append(max(1, int(n * (1 - time / share) + 1e-9)) if n else 0)
+        self._done += 1
+        return torch.tensor(out)

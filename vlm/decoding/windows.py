@@ -1,0 +1,50 @@
+"""Windows: the whole canvas, or blocks from left to right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm.decoding.canvas import Canvas
+
+
+@dataclass(frozen=True)
+class FullWindow:
+    """Every open cell."""
+
+    def start(self, canvas: Canvas) -> FullWindow:
+        """No state."""
+        return self
+
+    def cells(self, canvas: Canvas) -> Tensor:
+        """[B, L] open cells."""
+        return canvas.open
+
+    def number(self, canvas: Canvas) -> Tensor:
+        """[B] zeros."""
+        return torch.zeros(canvas.ids.shape[0], dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class BlockWindow:
+    """Semi-autoregressive blocks of fixed length (LLaDA, arXiv:2502.09992, section 2.4).
+
+    Each row works on the block that holds its first open cell.
+    """
+
+    length: int = 32
+
+    def start(self, canvas: Canvas) -> BlockWindow:
+        """No state: the block follows from the canvas."""
+        return self
+
+    def cells(self, canvas: Canvas) -> Tensor:
+        """[B, L] open cells of each row's block."""
+        block = torch.arange(canvas.ids.shape[1]) // self.length
+        return canvas.open & (block == self.number(canvas).unsqueeze(1))
+
+    def number(self, canvas: Canvas) -> Tensor:
+        """[B] index of the first block with an open cell."""
+        return canvas.open.int().argmax(dim=1) // self.length
