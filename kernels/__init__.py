@@ -1,0 +1,1 @@
+"""Tensor operations: one file per operation, each with its plain-torch reference."""

@@ -1,0 +1,270 @@
+"""Visual-token selection for the reader tower: only cells that hold something go on to the backbone.
+
+The tower's own probability of 'no character' is the pruning score. What is kept becomes a sequence in reading order:
+characters, the blanks between them, an end mark after each row, and the objects or widgets of the picture. Every
+entry knows its box in the original picture, so an attention over entries is an attention over places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vision.lines import Arrangement, Detections, arrange, suppress
+from vision.reader import STRIDE, ReaderOutput
+
+#: What an entry is.
+CHAR, BLANK, GAP, ROW_END, THING = range(5)
+KINDS = 5
+#: Largest values of the counters below; higher ones are clipped.
+MAX_SEGMENT_INDEX, MAX_WORD, MAX_CHAR = 95, 15, 23
+#: Scalars that say where an entry lies (see :func:`place_of`).
+PLACE = 8
+
+
+@dataclass
+class VisualTokens:
+    """K entries in reading order, ready for the adapter. All arrays are numpy.
+
+    Attributes:
+        kind: [K] CHAR, BLANK, GAP (between segments of one row), ROW_END or THING.
+        classes: [K, R] character classes (thing classes for THING, 0 for the rest), likeliest first.
+        probs: [K, R] their probabilities.
+        color: [K] colour class of things, else 0.
+        boxes: [K, 4] x0, y0, x1, y1 in pixels of the picture that was read.
+        place: [K, PLACE] floats, see :func:`place_of`.
+        index: [K, 3] place in the text: number of characters since the segment (or its last colon) began, number
+            of words since then, number of characters since the word began.
+        cells: [K] flat cell index to gather features from, -1 for entries without one.
+        score: [K] the tower's confidence that the entry exists.
+    """
+
+    kind: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    probs: NDArray[np.float32]
+    color: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    place: NDArray[np.float32]
+    index: NDArray[np.int64]
+    cells: NDArray[np.int64]
+    score: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def scaled(self, sx: float, sy: float) -> VisualTokens:
+        """The same entries with boxes in the pixels of a picture `sx`, `sy` times as large."""
+        boxes = self.boxes * np.array([sx, sy, sx, sy], np.float32)
+        return VisualTokens(self.kind, self.classes, self.probs, self.color, boxes, self.place, self.index, self.cells, self.score)
+
+    def clipped(self, limit: int) -> VisualTokens:
+        """The first `limit` entries, for a backbone whose context is too short for the whole page."""
+        return VisualTokens(*(getattr(self, name)[:limit] for name in self.__dataclass_fields__))
+
+
+@dataclass
+class Things:
+    """Objects and widgets found: boxes [N, 4], classes [N] and colours [N], score [N], cells [N]."""
+
+    boxes: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    colors: NDArray[np.int64]
+    score: NDArray[np.float32]
+    cells: NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> Things:
+        """No things at all."""
+        flat = np.zeros(0, np.int64)
+        return cls(np.zeros((0, 4), np.float32), flat, flat, np.zeros(0, np.float32), flat)
+
+
+def detect(output: ReaderOutput, row: int = 0, threshold: float = 0.4, top: int = 4) -> Detections:
+    """Characters that picture `row` of the batch holds, one detection each.
+
+    Args:
+        output: the tower's maps.
+        row: which picture of the batch.
+        threshold: least probability of ink.
+        top: how many alternatives to keep.
+    """
+    logits = output.chars[row].float()  # [2, C, h, w]
+    width = logits.shape[-1]
+    ink = 1 - torch.softmax(logits, dim=1)[:, 0]  # [2, h, w]
+    side, y, x = torch.nonzero(ink > threshold, as_tuple=True)
+    named = torch.softmax(logits[side, 1:, y, x], dim=-1)  # [N, A]
+    probs, classes = named.topk(top, dim=-1)
+    dx, dy, lw, lh = output.char_boxes[row].float()[side, :, y, x].unbind(-1)
+    cx = x * STRIDE + side * 4 + 2 + dx * STRIDE
+    cy = y * STRIDE + 4 + dy * STRIDE
+    w, h = lw.clamp(-3, 3).exp() * STRIDE, lh.clamp(-3, 3).exp() * STRIDE
+    boxes = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1)
+    blank = output.blanks[row].float()[side, y, x].sigmoid()
+    found = Detections(
+        boxes.numpy(), (classes + 1).numpy(), probs.numpy(), ink[side, y, x].numpy(), blank.numpy(), (y * width + x).numpy()
+    )
+    return suppress(found)
+
+
+def detect_things(output: ReaderOutput, row: int = 0, threshold: float = 0.4) -> Things:
+    """Objects and widgets of picture `row`; neighbouring claims of one thing are merged into the likeliest."""
+    probs = torch.softmax(output.things[row].float(), dim=0)
+    width = probs.shape[-1]
+    score, classes = probs[1:].max(dim=0)
+    y, x = torch.nonzero(score > threshold, as_tuple=True)
+    if not len(y):
+        return Things.none()
+    dx, dy, lw, lh = output.thing_boxes[row].float()[:, y, x]
+    cx, cy = x * STRIDE + 4 + dx * STRIDE, y * STRIDE + 4 + dy * STRIDE
+    w, h = lw.clamp(-3, 6).exp() * STRIDE, lh.clamp(-3, 6).exp() * STRIDE
+    boxes = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1).numpy()
+    colors = output.colors[row].float()[1:, y, x].argmax(dim=0) + 1
+    found = Things(boxes, (classes[y, x] + 1).numpy(), colors.numpy(), score[y, x].numpy(), (y * width + x).numpy())
+    keep = _distinct(found)
+    return Things(found.boxes[keep], found.classes[keep], found.colors[keep], found.score[keep], found.cells[keep])
+
+
+def _distinct(found: Things, overlap: float = 0.6) -> NDArray[np.int64]:
+    """Greedy non-maximum suppression by intersection over union."""
+    order = np.argsort(-found.score, kind="stable")
+    kept: list[int] = []
+    x0, y0, x1, y1 = found.boxes.T
+    area = (x1 - x0) * (y1 - y0)
+    for i in order:
+        if kept:
+            k = np.array(kept)
+            w = np.minimum(x1[k], x1[i]) - np.maximum(x0[k], x0[i])
+            h = np.minimum(y1[k], y1[i]) - np.maximum(y0[k], y0[i])
+            both = np.maximum(w, 0) * np.maximum(h, 0)
+            if (both / (area[k] + area[i] - both) > overlap).any():
+                continue
+        kept.append(int(i))
+    return np.array(kept, np.int64)
+
+
+def place_of(boxes: NDArray[np.float32], size: tuple[int, int], height: float) -> NDArray[np.float32]:
+    """Where boxes [K, 4] lie: middle in line heights (x, y) and as a share of the page (x, y), left and right edge in
+    line heights, and log size relative to the line height (w, h)."""
+    x0, y0, x1, y1 = boxes.T
+    unit = max(height, 1.0)
+    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+    return np.stack(
+        (
+            cx / unit, cy / unit, cx / max(size[0], 1), cy / max(size[1], 1), x0 / unit, x1 / unit,
+            np.log(np.maximum(x1 - x0, 0.5) / unit), np.log(np.maximum(y1 - y0, 0.5) / unit),
+        ),
+        axis=-1,
+    ).astype(np.float32)  # fmt: skip
+
+
+def assemble(
+    found: Detections,
+    things: Things,
+    size: tuple[int, int],
+    colon: int,
+    blank_threshold: float = 0.5,
+    arrangement: Arrangement | None = None,
+) -> VisualTokens:
+    """Characters and things as one sequence in reading order.
+
+    Args:
+        found, things: what :func:`detect` and :func:`detect_things` found.
+        size: width and height of the picture in pixels.
+        colon: character class of ':', after which the counters begin anew (a value follows its label).
+        blank_threshold: least probability of a blank entry after a character.
+        arrangement: reading order of `found` if it is known already.
+    """
+    lines = arrangement or arrange(found.boxes)
+    ordered = found.take(lines.order)
+    n, top = len(ordered), ordered.probs.shape[1] if len(ordered) else 4
+    last_of_segment = np.ones(n, bool)
+    last_of_row = np.ones(n, bool)
+    if n:
+        last_of_segment[:-1] = lines.segment[1:] != lines.segment[:-1]
+        last_of_row[:-1] = lines.row[1:] != lines.row[:-1]
+    follows = np.where(last_of_row, ROW_END, np.where(last_of_segment, GAP, np.where(ordered.blank > blank_threshold, BLANK, 0)))
+    index = _text_index(ordered.classes[:, 0] if n else np.zeros(0, np.int64), last_of_segment, follows == BLANK, colon)
+    extra = follows > 0
+    slot = np.arange(n) + np.concatenate(([0], np.cumsum(extra)[:-1])) if n else np.zeros(0, np.int64)
+    total = n + int(extra.sum())
+    after = slot[extra] + 1
+    kind = np.zeros(total, np.int64)
+    classes = np.zeros((total, top), np.int64)
+    probs = np.zeros((total, top), np.float32)
+    boxes = np.zeros((total, 4), np.float32)
+    counters = np.zeros((total, 3), np.int64)
+    cells = np.full(total, -1, np.int64)
+    score = np.ones(total, np.float32)
+    kind[slot], kind[after] = CHAR, follows[extra]
+    classes[slot], probs[slot], cells[slot], score[slot] = ordered.classes, ordered.probs, ordered.cells, ordered.score
+    boxes[slot], counters[slot] = ordered.boxes, index
+    gap = ordered.boxes[extra].copy()
+    gap[:, 0], gap[:, 2] = ordered.boxes[extra, 2], ordered.boxes[extra, 2] + 0.3 * (gap[:, 3] - gap[:, 1])
+    boxes[after] = gap
+    counters[after] = index[extra] + np.array([1, 0, 1])
+    place = place_of(boxes, size, lines.height or 16.0)
+    tokens = VisualTokens(kind, classes, probs, np.zeros(total, np.int64), boxes, place, _clip(counters), cells, score)
+    return _with_things(tokens, things, size, lines.height or 16.0, top)
+
+
+def _text_index(classes: NDArray[np.int64], ends: NDArray[np.bool_], blank: NDArray[np.bool_], colon: int) -> NDArray[np.int64]:
+    """Counters [N, 3] of characters (blanks count) and words since the segment or its last colon began."""
+    out = np.zeros((len(classes), 3), np.int64)
+    since, words, chars = 0, 0, 0
+    for i in range(len(classes)):
+        out[i] = since, words, chars
+        if ends[i]:
+            since = words = chars = 0
+        elif classes[i] == colon:
+            since = words = chars = 0
+        else:
+            since, chars = since + 1, chars + 1
+            if blank[i]:
+                since, words, chars = since + 1, words + 1, 0
+    return out
+
+
+def _clip(counters: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.minimum(counters, np.array([MAX_SEGMENT_INDEX, MAX_WORD, MAX_CHAR]))
+
+
+def _with_things(tokens: VisualTokens, things: Things, size: tuple[int, int], height: float, top: int) -> VisualTokens:
+    """Things stand before the text, from top to bottom and left to right."""
+    k = len(things.classes)
+    if not k:
+        return tokens
+    middle = (things.boxes[:, 1] + things.boxes[:, 3]) / 2
+    order = np.lexsort((things.boxes[:, 0], np.round(middle / max(height, 1.0))))
+    classes = np.zeros((k, top), np.int64)
+    classes[:, 0] = things.classes[order]
+    probs = np.zeros((k, top), np.float32)
+    probs[:, 0] = 1.0
+    boxes = things.boxes[order].astype(np.float32)
+    first = VisualTokens(
+        np.full(k, THING), classes, probs, things.colors[order], boxes, place_of(boxes, size, height),
+        _clip(np.stack((np.arange(k), np.zeros(k, np.int64), np.zeros(k, np.int64)), -1)), things.cells[order], things.score[order],
+    )  # fmt: skip
+    return VisualTokens(*(np.concatenate((getattr(first, n), getattr(tokens, n))) for n in tokens.__dataclass_fields__))
+
+
+def text_of(tokens: VisualTokens, alphabet: str) -> list[tuple[str, tuple[float, float, float, float], float]]:
+    """The rows as text: (characters, box of the row, mean confidence). Gaps and blanks become one blank each."""
+    rows: list[tuple[str, tuple[float, float, float, float], float]] = []
+    text, boxes, trust = "", [], []
+    for i in range(len(tokens)):
+        kind = tokens.kind[i]
+        if kind == CHAR:
+            text += alphabet[tokens.classes[i, 0] - 1]
+            boxes.append(tokens.boxes[i])
+            trust.append(float(tokens.probs[i, 0] * tokens.score[i]))
+        elif kind in (BLANK, GAP):
+            text += " "
+        elif kind == ROW_END and boxes:
+            b = np.stack(boxes)
+            box = (float(b[:, 0].min()), float(b[:, 1].min()), float(b[:, 2].max()), float(b[:, 3].max()))
+            rows.append((text, box, float(np.mean(trust))))
+            text, boxes, trust = "", [], []
+    return rows

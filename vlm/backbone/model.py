@@ -1,0 +1,171 @@
+"""The diffusion language backbone: a bidirectional transformer over prefix and canvas."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.attention import attention
+from kernels.rms_norm import rms_norm
+from kernels.rope import apply_rope, rope_table
+from kernels.swiglu import swiglu
+from vlm.backbone.cache import PrefixCache
+from vlm.backbone.config import BackboneConfig
+from vlm.backbone.copy_head import CopyHead
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale (arXiv:1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; queries, keys and values come from one matrix."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width_per_head
+        self.sizes = (config.num_heads * width, config.num_kv_heads * width, config.num_kv_heads * width)
+        self.qkv = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.qkv_bias)
+        self.out = nn.Linear(self.sizes[0], config.hidden_size, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(width, config.rms_norm_eps)
+            self.k_norm = RMSNorm(width, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (output [B,T,D], keys, values [B,Hkv,T,Dh] of this call's cells)."""
+        width = self.config.width_per_head
+        q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in self.qkv(x).split(self.sizes, dim=-1))
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, rope, self.config.rope_fp32), apply_rope(k, rope, self.config.rope_fp32)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        all_k, all_v = (k, v) if past is None else (torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2))
+        mixed = attention(q, all_k, all_v, mask)
+        return self.out(mixed.transpose(1, 2).flatten(-2)), k, v
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU feed-forward (arXiv:2002.05202), each around a residual."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mixed, k, v = self.attention(self.attention_norm(x), rope, mask, past)
+        x = x + mixed
+        return x + self.down(swiglu(self.gate_up(self.mlp_norm(x)))), k, v
+
+
+class DiffusionBackbone(nn.Module):
+    """Masked-diffusion language model without a notion of time (LLaDA, arXiv:2502.09992; Dream, arXiv:2508.15487).
+
+    Args:
+        config: sizes and switches.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.slot_embed = nn.Embedding(config.slot_positions, config.hidden_size) if config.slot_positions else None
+        self.copy_head = CopyHead(config.hidden_size, config.copy_head) if config.copy_head else None
+        self.apply(self._init)
+        residual = (2 * config.num_layers) ** -0.5
+        for block in self.blocks:
+            block.attention.out.weight.data.mul_(residual)
+            block.down.weight.data.mul_(residual)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Linear) and module.out_features > 1:
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings [B, T, D] of `ids` [B, T]."""
+        return self.token_embed(ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of final hidden states [..., D]."""
+        return F.linear(hidden, self.token_embed.weight) if self.head is None else self.head(hidden)
+
+    def prefill(self, embeds: Tensor, positions: Tensor, valid: Tensor) -> PrefixCache:
+        """Encode prompt and media once.
+
+        Args:
+            embeds: [B, P, D]. positions: [B, P] rotary positions. valid: [B, P], False on padding.
+        """
+        hidden, keys, values = self._run(embeds, positions, _mask(valid, valid), None)
+        return PrefixCache(keys, values, valid, positions, hidden)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        valid: Tensor,
+        cache: PrefixCache | None = None,
+        prefix_lengths: Tensor | None = None,
+        slot_index: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, T, D].
+
+        Args:
+            embeds: [B, T, D]. positions: [B, T]. valid: [B, T], False on padding.
+            cache: prefix whose entries every cell attends to, besides each other.
+            prefix_lengths: [B], without a cache: the first entries of each row, which attend only among themselves
+                (the prefix-LM rule in one pass). Neither: everything attends to everything.
+            slot_index: [B, T] 1 + place in its slot, 0 outside slots.
+        """
+        if slot_index is not None and self.slot_embed is not None:
+            embeds = embeds + self.slot_embed(slot_index.clamp_max(self.config.slot_positions - 1))
+        if cache is not None:
+            keys_valid = torch.cat((cache.valid, valid), dim=1)
+            return self._run(embeds, positions, _mask(valid, keys_valid), cache)[0]
+        mask = _mask(valid, valid)
+        if prefix_lengths is not None:
+            in_prefix = torch.arange(embeds.shape[1], device=embeds.device) < prefix_lengths.unsqueeze(1)  # [B,T]
+            rule = ~(in_prefix.unsqueeze(2) & ~in_prefix.unsqueeze(1)).unsqueeze(1)
+            mask = rule if mask is None else rule & mask
+        return self._run(embeds, positions, mask, None)[0]
+
+    def _run(
+        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: PrefixCache | None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        rope = rope_table(positions, self.config.width_per_head, self.config.rope_theta)
+        keys, values = [], []
+        for i, block in enumerate(self.blocks):
+            past = None if cache is None else (cache.keys[i], cache.values[i])
+            x, k, v = block(x, rope, mask, past)
+            keys.append(k)
+            values.append(v)
+        return self.norm(x), keys, values
+
+
+def _mask(queries: Tensor, keys: Tensor) -> Tensor | None:
+    """[B, 1, 1, S] (rows of padding see the same keys; their output is never read), or None when all keys are valid."""
+    return None if bool(keys.all()) else keys[:, None, None, :]
