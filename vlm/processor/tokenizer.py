@@ -62,6 +62,8 @@ class Tokenizer:
             self._encoder = _build_encoder(spec, control, kept)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"not a usable tokenizer.json ({error})", source=source) from error
+        #: Whether text comes out one token per character: a vocabulary without merges.
+        self.char_level: bool = model.get("type") == "BPE" and not model.get("merges")
         self.special: dict[str, int] = control
         self.control_ids: frozenset[int] = frozenset(control.values())
         pieces.update({token["content"]: int(token["id"]) for token in added})

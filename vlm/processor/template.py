@@ -1,0 +1,125 @@
+"""A chat template as data: what stands around each turn. Families bring their own `Template` values.
+
+Control tokens enter a prompt here and nowhere else. The words of a template and the words of a user that touch are
+encoded in one go, as the published templates do, but through the encoder that knows no control token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vlm.errors import ConfigError, PromptError
+from vlm.processor.messages import ImagePart, Message, Messages, Part, TextPart, parse_messages
+from vlm.processor.prompt import IdsPart, MediaPart, Prompt
+from vlm.processor.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Special:
+    """A control token, by its spelling in the tokenizer."""
+
+    name: str
+
+
+Piece = Special | str  # a string is template text, encoded like any other text
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands before and after something."""
+
+    before: tuple[Piece, ...] = ()
+    after: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Template:
+    """How messages become a prompt.
+
+    `roles` frames each turn, `image` frames each picture, `answer` opens the reply. With `images_first` the pictures
+    of a turn precede its text whatever the order given. `default_system` is used when the caller gives no system turn.
+    """
+
+    name: str
+    roles: Mapping[str, Frame]
+    begin: tuple[Piece, ...] = ()
+    answer: tuple[Piece, ...] = ()
+    image: Frame = field(default_factory=Frame)
+    media_token: str = "<|image|>"
+    images_first: bool = True
+    max_images: int = 16
+    default_system: str | None = None
+
+    def build(self, messages: Messages, tokenizer: Tokenizer) -> Prompt:
+        """The prompt of a conversation; PromptError for what `parse_messages` refuses or too many images."""
+        turns = parse_messages(messages)
+        images = tuple(image for turn in turns for image in turn.images)
+        if len(images) > self.max_images:
+            raise PromptError(
+                f"{len(images)} images, and {self.name} takes at most {self.max_images}",
+                source="prompt",
+                remedy="Send fewer images at once",
+            )
+        if self.default_system is not None and turns[0].role != "system":
+            turns = (Message("system", (TextPart(self.default_system),)), *turns)
+        pieces: list[Piece | ImagePart] = [*self.begin]
+        for turn in turns:
+            frame = self.roles.get(turn.role)
+            if frame is None:
+                raise PromptError(f"{self.name} has no {turn.role} turns", source="prompt")
+            pieces.extend(frame.before)
+            for part in self._ordered(turn):
+                pieces.extend(self._framed(part))
+            pieces.extend(frame.after)
+        pieces.extend(self.answer)
+        return Prompt(tuple(_encode(pieces, tokenizer, self.name)), images, _special(self.media_token, tokenizer))
+
+    def _ordered(self, turn: Message) -> list[Part]:
+        if not self.images_first:
+            return list(turn.parts)
+        return sorted(turn.parts, key=lambda part: not isinstance(part, ImagePart))
+
+    def _framed(self, part: Part) -> list[Piece | ImagePart]:
+        if isinstance(part, TextPart):
+            return [part.text]
+        return [*self.image.before, part, *self.image.after]
+
+
+def _special(name: str, tokenizer: Tokenizer) -> int:
+    index = tokenizer.special.get(name)
+    if index is None:
+        raise ConfigError(f"the tokenizer has no control token {name!r}", source=tokenizer.source)
+    return index
+
+
+def _encode(pieces: list[Piece | ImagePart], tokenizer: Tokenizer, name: str) -> list[IdsPart | MediaPart]:
+    parts: list[IdsPart | MediaPart] = []
+    ids: list[int] = []
+    text = ""
+    media = 0
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+            continue
+        ids += tokenizer.encode(text) if text else []
+        text = ""
+        if isinstance(piece, Special):
+            ids.append(_special(piece.name, tokenizer))
+            continue
+        if ids:
+            parts.append(IdsPart(tuple(ids)))
+            ids = []
+        parts.append(MediaPart(media))
+        media += 1
+    ids += tokenizer.encode(text) if text else []
+    return [*parts, IdsPart(tuple(ids))] if ids else parts
+
+
+POCKET = Template(
+    name="pocket",
+    begin=(Special("<|bos|>"),),
+    roles={role: Frame((Special(f"<|{role}|>"),), (Special("<|end|>"),)) for role in ("system", "user", "assistant")},
+    answer=(Special("<|assistant|>"),),
+    max_images=8,
+)
