@@ -102,6 +102,7 @@ def _pair(pen: Pen, concept: str, manner: str, keys: list[str], labels: list[str
     rng = pen.rng
     label = _label(concept, labels, rng, pen.held_out)
     text, canonical = say.text_for(kind, rng, pen.held_out)
+    whole = text
     if pen.shout and kind in ("person", "word", "words", "company"):
         text = text.upper()
     prefix = money if kind == "amount" else ""
@@ -126,7 +127,7 @@ def _pair(pen: Pen, concept: str, manner: str, keys: list[str], labels: list[str
             text = pen.fits(text, right - at - pen.width(prefix))
             run = pen.put(at, prefix + text)
         start = len(prefix)
-    if canonical and text != run.text[start:] or not text:
+    if text != whole:  # cut to fit: no ISO form of half a date
         fact.canonical = None
     if text:
         fact.parts = [(run, start, text)]

@@ -15,12 +15,8 @@ from vision.lines import Detections
 from vision.reader import COLORS, THINGS
 from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING, Things, VisualTokens, assemble
 from vlm.processor.tokenizer import Tokenizer
-
-try:
-    from vlm.structure.scaffold import Scaffold, compile_scaffold
-    from vlm.structure.schema import parse_schema
-except ImportError:  # TEMPORARY until the structure room lands
-    from examples.pocket._flat import Scaffold, compile_scaffold, parse_schema
+from vlm.structure.scaffold import Scaffold, compile_scaffold
+from vlm.structure.schema import parse_schema
 
 #: Pointer targets that are no entry.
 NOWHERE, UNKNOWN = -1, -2

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def produce(settings: Settings, queue: Any, number: int) -> None:
             tokens, features = reader.see(sample, rng)
         if not len(tokens) or len(tokens) > settings.max_tokens:
             continue
-        lessons = [maker.make(q, tokens, sample.page, rng) for q in sample.queries if not (q.schema and "items" in str(q.schema))]
+        lessons = [maker.make(q, tokens, sample.page, rng) for q in sample.queries]
         lessons = [x for x in lessons if len(x.ids) <= settings.max_canvas]
         if lessons:
             queue.put((tokens, features, lessons))
@@ -75,10 +76,15 @@ def items(settings: Settings, workers: int) -> Iterator[Item]:
     """Endless items from background workers."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue(maxsize=128)
-    for number in range(workers):
-        context.Process(target=produce, args=(settings, queue, number), daemon=True).start()
+    started = [context.Process(target=produce, args=(settings, queue, number), daemon=True) for number in range(workers)]
+    for process in started:
+        process.start()
     while True:
-        yield queue.get()
+        try:
+            yield queue.get(timeout=30)
+        except Empty:
+            if not all(process.is_alive() for process in started):
+                raise RuntimeError("a data worker died; its traceback is above") from None
 
 
 @dataclass
