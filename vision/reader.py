@@ -77,7 +77,7 @@ class ReaderOutput:
             in units of 8 pixels.
         blanks: [B, 2, h, w] logit that a blank follows the character.
         things: [B, 1+T, h, w] logits; colors: [B, 1+C, h, w] logits.
-        thing_boxes: [B, 4, h, w], like ``char_boxes`` but from the cell's centre.
+        thing_boxes: [B, 4, h, w] (dx of the left edge, dy of the middle, log w, log h) from the cell's centre.
     """
 
     features: Tensor

@@ -21,6 +21,9 @@ CHAR, BLANK, GAP, ROW_END, THING = range(5)
 KINDS = 5
 #: Largest values of the counters below; higher ones are clipped.
 MAX_SEGMENT_INDEX, MAX_WORD, MAX_CHAR = 95, 15, 23
+#: A thing is found at the cell this far (pixels) right of its left edge, or at its middle if it is narrower: the middle
+#: of a wide input field looks like any other blank.
+ANCHOR = 20.0
 #: Scalars that say where an entry lies (see :func:`place_of`).
 PLACE = 8
 
@@ -118,9 +121,9 @@ def detect_things(output: ReaderOutput, row: int = 0, threshold: float = 0.4) ->
     if not len(y):
         return Things.none()
     dx, dy, lw, lh = output.thing_boxes[row].float()[:, y, x]
-    cx, cy = x * STRIDE + 4 + dx * STRIDE, y * STRIDE + 4 + dy * STRIDE
+    x0, cy = x * STRIDE + 4 + dx * STRIDE, y * STRIDE + 4 + dy * STRIDE
     w, h = lw.clamp(-3, 6).exp() * STRIDE, lh.clamp(-3, 6).exp() * STRIDE
-    boxes = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1).numpy()
+    boxes = torch.stack((x0, cy - h / 2, x0 + w, cy + h / 2), dim=-1).numpy()
     colors = output.colors[row].float()[1:, y, x].argmax(dim=0) + 1
     found = Things(boxes, (classes[y, x] + 1).numpy(), colors.numpy(), score[y, x].numpy(), (y * width + x).numpy())
     keep = _distinct(found)

@@ -66,23 +66,24 @@ def reader_loss(out: ReaderOutput, batch: Batch, empty_weight: float = 0.1) -> t
     chars = (loss_all * weight).sum() / weight.sum()
     boxes = out.char_boxes.float().movedim(2, -1)[ink]
     target = batch["boxes"].float().movedim(2, -1)[ink]
-    place = F.smooth_l1_loss(boxes, target, beta=0.1)
+    place = F.smooth_l1_loss(boxes, target, beta=0.1) if len(boxes) else chars * 0
     follows = batch["blanks"]
     told = ink & (follows < 2)
-    gaps = F.binary_cross_entropy_with_logits(out.blanks.float()[told], follows[told].float())
+    gaps = F.binary_cross_entropy_with_logits(out.blanks.float()[told], follows[told].float()) if told.any() else chars * 0
     loss = chars + place + 0.3 * gaps
     with torch.no_grad():
         named = logits.argmax(-1)
         stats = {
             "chars": float(chars), "place": float(place),
-            "right": float((named == classes)[ink].float().mean()),
             "false_ink": float((named > 0)[~ink].float().mean()),
-            "gaps": float(((out.blanks > 0)[told] == (follows[told] == 1)).float().mean()),
         }  # fmt: skip
-    if "things" in batch:
-        # a class map [B,h,w]: 0 nothing, 255 unknown (not supervised)
-        loss = loss + thing_loss(out, batch, stats)
-    return loss, stats
+        if ink.any():
+            stats["right"] = float((named == classes)[ink].float().mean())
+        if told.any():
+            stats["gaps"] = float(((out.blanks > 0)[told] == (follows[told] == 1)).float().mean())
+    if "things" not in batch:  # a page of text: no things at all
+        batch = {**batch, "things": torch.zeros_like(classes[:, 0]), "colors": torch.zeros_like(classes[:, 0])}
+    return loss + thing_loss(out, batch, stats), stats
 
 
 def thing_loss(out: ReaderOutput, batch: Batch, stats: dict[str, float]) -> Tensor:
@@ -117,7 +118,7 @@ def evaluate(model: ReaderTower, shards: list[dict[str, np.ndarray]], size: int 
                 out = model(batch["pixels"])
             rows.append(reader_loss(out, batch)[1])
     model.train()
-    return {k: float(np.mean([r[k] for r in rows if k in r])) for k in rows[0]}
+    return {k: float(np.mean([r[k] for r in rows if k in r])) for k in sorted(set().union(*rows))}
 
 
 def main() -> None:
@@ -153,6 +154,7 @@ def main() -> None:
     log = args.out.with_suffix(".jsonl").open("a")
     start = last_save = time.monotonic()
     total = args.minutes * 60
+    recent: dict[str, list[float]] = {}
     bar = tqdm(disable=None)
     for batch in batches(args.data, args.batch, args.seed + step):
         done = (time.monotonic() - start) / total
@@ -166,8 +168,12 @@ def main() -> None:
         ema.update(model)
         step += 1
         bar.update()
+        for name, value in stats.items():
+            recent.setdefault(name, []).append(value)
         if step % 50 == 0:
-            row = {"step": step, "minutes": round(done * args.minutes, 2), "loss": round(float(loss), 4), "norm": round(norm, 3), **{k: round(v, 4) for k, v in stats.items()}}
+            stats = {name: float(np.mean(values)) for name, values in recent.items()}
+            recent = {}
+            row = {"step": step, "minutes": round(done * args.minutes, 2), "loss": round(float(loss.detach()), 4), "norm": round(norm, 3), **{k: round(v, 4) for k, v in stats.items()}}
             log.write(json.dumps(row) + "\n")
             log.flush()
         if time.monotonic() - last_save > 180:

@@ -1,0 +1,122 @@
+"""Reader pages with objects and widgets: sheets of scenes, and screens.
+
+``python -m examples.pocket.thing_data --out runs/reader_mix --data ../shared/data --pages 1200``
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from examples.pocket import scenes, screens
+from examples.pocket.facts import Rng
+from examples.pocket.page import Page
+from examples.pocket.reader_data import char_targets
+from examples.pocket.sample import Sample, Thing, render
+from vision.reader import COLORS, STRIDE, THINGS
+from vision.tokens import ANCHOR
+
+_CLASS = {name: i + 1 for i, name in enumerate(THINGS)}
+_COLOR = {name: i + 1 for i, name in enumerate(COLORS)}
+
+
+def thing_targets(things: list[Thing], width: int, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Targets of the thing heads: classes [h, w], colours [h, w], boxes [4, h, w] as in ``ReaderOutput.thing_boxes``."""
+    h, w = height // STRIDE, width // STRIDE
+    classes, colors = np.zeros((h, w), np.uint8), np.zeros((h, w), np.uint8)
+    boxes = np.zeros((4, h, w), np.float16)
+    for t in things:
+        x0, y0, x1, y1 = t.box
+        ax, cy = x0 + min((x1 - x0) / 2, ANCHOR), (y0 + y1) / 2
+        column, row = int(ax // STRIDE), int(cy // STRIDE)
+        if not (0 <= column < w and 0 <= row < h):
+            continue
+        classes[row, column] = _CLASS.get(t.kind, _CLASS["icon:other"])
+        colors[row, column] = _COLOR.get(t.color or "", 0)
+        boxes[:, row, column] = (
+            (x0 - (column * 8 + 4)) / 8, (cy - (row * 8 + 4)) / 8, np.log(max(x1 - x0, 1) / 8), np.log(max(y1 - y0, 1) / 8),
+        )  # fmt: skip
+    return classes, colors, boxes
+
+
+def sheet(samples: list[Sample], rng: Rng, width: int, height: int) -> tuple[np.ndarray, list[Thing]]:
+    """Pictures set side by side on one page, row by row."""
+    shade = int(rng.integers(0, 256))
+    page = np.full((height, width, 3), shade, np.uint8)
+    things: list[Thing] = []
+    x = y = tall = 0
+    for sample in samples:
+        image = scenes.picture(sample, rng)
+        h, w = image.shape[:2]
+        if x + w > width:
+            x, y, tall = 0, y + tall, 0
+        if y + h > height:
+            break
+        page[y : y + h, x : x + w] = image
+        things += [Thing(t.kind, t.color, [t.box[0] + x, t.box[1] + y, t.box[2] + x, t.box[3] + y]) for t in sample.things]
+        x, tall = x + w, max(tall, h)
+    return page, things
+
+
+def _arrays(pixels: np.ndarray, page: Page, things: list[Thing]) -> dict[str, np.ndarray]:
+    height, width = pixels.shape[:2]
+    classes, boxes, blanks = char_targets(page, width, height)
+    kinds, colors, thing_boxes = thing_targets(things, width, height)
+    return {"pixels": pixels, "classes": classes, "boxes": boxes, "blanks": blanks, "things": kinds, "colors": colors, "thing_boxes": thing_boxes}
+
+
+def draw(job: tuple[str, int, str]) -> dict[str, np.ndarray]:
+    """One page of the kind 'vqa', 'nlvr', 'drawn' or 'screen' from a seed."""
+    kind, seed, root = job
+    rng = np.random.default_rng((seed, 77))
+    if kind == "screen":
+        sample = screens.make(rng, size=(512, 384))
+        pixels = render(sample, rng, float(rng.choice([0.0, 0.0, 0.2])))
+        assert sample.page is not None
+        return _arrays(pixels, sample.page, sample.things)
+    if kind == "drawn":
+        pixels, things = sheet([scenes.make(rng) for _ in range(40)], rng, 384, 320)
+    else:
+        pack = Path(root) / ("easy_vqa" if kind == "vqa" else "nlvr")
+        rows = _rows(str(pack))
+        picked = rng.integers(0, len(rows), 30 if kind == "vqa" else 3)
+        size = (384, 320) if kind == "vqa" else (400, 320)
+        pixels, things = sheet([scenes.real_sample(pack, rows[i], rng) for i in picked], rng, *size)
+    return _arrays(pixels, Page(8, 8), things)
+
+
+_CACHE: dict[str, list] = {}
+
+
+def _rows(pack: str) -> list:
+    if pack not in _CACHE:
+        _CACHE[pack] = scenes.load_rows(Path(pack), "train")
+    return _CACHE[pack]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--pages", type=int, default=300, help="pages per shard")
+    parser.add_argument("--kinds", default="vqa,drawn,nlvr,screen,screen,screen")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args()
+    with multiprocessing.Pool(args.workers) as pool:
+        for number, kind in enumerate(args.kinds.split(",")):
+            jobs = [(kind, args.seed + number * 100_000 + i, str(args.data)) for i in range(args.pages)]
+            rows = list(tqdm(pool.imap(draw, jobs, chunksize=8), total=len(jobs), disable=None))
+            target = args.out / f"shard-9{args.seed % 10}{number:03d}.npz"
+            partial = target.with_suffix(".tmp.npz")
+            np.savez(partial, **{k: np.stack([r[k] for r in rows]) for k in rows[0]})  # type: ignore[arg-type]
+            partial.rename(target)
+
+
+if __name__ == "__main__":
+    main()
