@@ -85,9 +85,11 @@ class ReaderAdapter(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.features.weight)
         nn.init.zeros_(self.features.bias)
-        # fastest wave one line height, slowest about two hundred
-        waves = 2 * math.pi / (2.0 * 2.0 ** torch.arange(self.WAVES, dtype=torch.float32))
-        self.register_buffer("waves", waves, persistent=False)
+        self.register_buffer("waves", self.fresh_buffer("waves"), persistent=False)
+
+    def fresh_buffer(self, name: str) -> Tensor:
+        """The buffer `name`, which no checkpoint holds: angular frequencies, wavelengths of 2 to 256 line heights."""
+        return 2 * math.pi / (2.0 * 2.0 ** torch.arange(self.WAVES, dtype=torch.float32, device="cpu"))
 
     def forward(self, batch: VisualBatch, class_embed: Tensor) -> Tensor:
         """Embed.

@@ -19,17 +19,17 @@ def _rows(pack: str) -> list[dict]:  # type: ignore[type-arg]
 
 
 def draw(rng: np.random.Generator) -> Sample:
-    """One training sample: two thirds documents, the rest first lessons, screens and scenes."""
+    """One training sample: about half documents, the rest first lessons, screens and scenes."""
     kind = rng.random()
-    if kind < 0.12:
+    if kind < 0.28:
         return first_pages.make(rng)
-    if kind < 0.66:
+    if kind < 0.74:
         return documents.make(rng)
-    if kind < 0.84:
+    if kind < 0.88:
         return screens.make(rng)
     pack = str(rng.choice(["easy_vqa", "nlvr"]))
     rows = _rows(pack)
-    if kind < 0.9 or not rows:
+    if kind < 0.92 or not rows:
         return scenes.make(rng)
     folder = Path(os.environ.get("POCKET_DATA", "../shared/data")) / pack
     return scenes.real_sample(folder, rows[rng.integers(len(rows))], rng)

@@ -36,6 +36,8 @@ from vlm.processor.tokenizer import Tokenizer
 from vlm.training.masking import views
 from vlm.training.optim import EMA, Optimisers, warmup_stable_decay
 
+#: Control tokens before the picture and after the text, as the pocket template sets them.
+FRAME = ([Tokenizer.pocket().special[n] for n in ("<|bos|>", "<|user|>")], [Tokenizer.pocket().special[n] for n in ("<|end|>", "<|assistant|>")])
 #: A page with its lessons: visual tokens, features [F, n] of their cells (or None), canvases.
 Item = tuple[VisualTokens, np.ndarray | None, list[Lesson]]
 
@@ -92,8 +94,9 @@ class Batch:
     """Pages and their canvases; ``row[i]`` is the page of canvas i."""
 
     visual: VisualBatch
-    text: Tensor
-    text_valid: Tensor
+    prompt: Tensor
+    prompt_valid: Tensor
+    media: Tensor
     row: Tensor
     ids: Tensor
     valid: Tensor
@@ -120,12 +123,15 @@ def collate(pages: list[Item], width: int) -> Batch:
     for i, feature in enumerate(features):
         if feature is not None:
             visual_batch.features[i, : feature.shape[0]] = torch.from_numpy(feature).float()
-    longest = max(len(t) for t in texts)
-    text_ids = torch.zeros(len(texts), longest, dtype=torch.long)
-    text_valid = torch.zeros(len(texts), longest, dtype=torch.bool)
-    for i, t in enumerate(texts):
-        text_ids[i, : len(t)] = torch.tensor(t, dtype=torch.long)
-        text_valid[i, : len(t)] = True
+    width_of = [len(FRAME[0]) + len(t) + len(x) + len(FRAME[1]) for t, x in zip(tokens, texts, strict=True)]
+    prompt = torch.zeros(len(texts), max(width_of), dtype=torch.long)
+    prompt_valid = torch.zeros_like(prompt, dtype=torch.bool)
+    media = torch.zeros_like(prompt_valid)
+    for i, (t, x) in enumerate(zip(tokens, texts, strict=True)):
+        ids = [*FRAME[0], *[0] * len(t), *x, *FRAME[1]]
+        prompt[i, : len(ids)] = torch.tensor(ids)
+        prompt_valid[i, : len(ids)] = True
+        media[i, len(FRAME[0]) : len(FRAME[0]) + len(t)] = True
     length = max(len(x.ids) for x in lessons)
 
     def padded(name: str, fill: int, dtype: torch.dtype) -> Tensor:
@@ -138,7 +144,7 @@ def collate(pages: list[Item], width: int) -> Batch:
     for i, lesson in enumerate(lessons):
         valid[i, : len(lesson.ids)] = True
     return Batch(
-        visual_batch, text_ids, text_valid, torch.tensor(row), padded("ids", 0, torch.long), valid,
+        visual_batch, prompt, prompt_valid, media, torch.tensor(row), padded("ids", 0, torch.long), valid,
         padded("answer", 0, torch.bool), padded("slot_index", 0, torch.long), padded("pointer", NOWHERE, torch.long),
         [x.task for x in lessons],
     )  # fmt: skip
@@ -153,7 +159,7 @@ def lesson_loss(model: PocketModel, batch: Batch, masks: Tensor, pad_weight: flo
         masks: [N, V, L] views of each canvas.
     """
     count = masks.shape[1]
-    prefix = model.prefix(batch.visual, batch.text, batch.text_valid)
+    prefix = model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.visual)
     order = batch.valid.sum(1).argsort(descending=True)
     parts = [chunk_logits(model, prefix, batch, masks, rows) for rows in order.split(chunk)]
     logits, scores, target, pointer, whole, task = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -162,7 +168,7 @@ def lesson_loss(model: PocketModel, batch: Batch, masks: Tensor, pad_weight: flo
     weight = torch.where(filler, pad_weight, 1.0)
     text = (each * weight).sum() / weight.sum()
     known = (pointer != UNKNOWN) & ~filler
-    aim = torch.where(pointer == NOWHERE, scores.shape[-1] - 1, pointer + prefix.first)
+    aim = torch.where(pointer == NOWHERE, scores.shape[-1] - 1, pointer + len(FRAME[0]))
     misses = F.cross_entropy(scores[known], aim[known], reduction="none")
     copies = pointer[known] >= 0
     points = (misses * torch.where(copies, 1.0, 0.3)).mean()

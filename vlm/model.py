@@ -1,0 +1,390 @@
+"""DiffusionVLM: the public API. Images in; captions, answers, JSON, boxes and lines out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from vision.loading import LoadedImage, load_image
+from vision.reading import Reading
+from vision.tokens import THING, text_of
+from vlm.checkpoint import load_pocket
+from vlm.decoding.canvas import Canvas
+from vlm.decoding.loop import Frame, Recipe, decode
+from vlm.decoding.presets import DEFAULT, preset
+from vlm.decoding.stops import EndOfText
+from vlm.engine import PocketDenoiser, PocketEngine
+from vlm.errors import OptionError, PromptError, VLMError
+from vlm.processor.messages import ImagePart, Message, Messages, TextPart
+from vlm.processor.prompt import Prompt
+from vlm.processor.template import POCKET
+from vlm.results import Box, Item, Line, Result, Usage
+from vlm.structure.scaffold import Scaffold, compile_scaffold
+from vlm.structure.schema import parse_schema
+from vlm.structure.slot_engine import SlotEngine
+
+Images = Any
+T = TypeVar("T")
+
+#: Question behind ``caption``.
+CAPTION = "Describe the image."
+#: What the backbone fills in for a grounding request; the box is where its copy head points.
+GROUND_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "action": {"enum": ["click", "type", "hover", "select"]},
+        "target": {"type": "string", "maxLength": 9},
+    },
+    "required": ["action", "target"],
+}
+
+
+@dataclass
+class Partial:
+    """What ``stream`` yields: the frame of a step and the text as it stands, one string a row, masks as '·'."""
+
+    frame: Frame
+    text: list[str]
+    result: list[Result] | None = None
+
+
+class DiffusionVLM:
+    """A diffusion vision-language model with everything it needs.
+
+    Use :meth:`from_pretrained`. Every task takes one image or a list (path, bytes, PIL image or array); a list in gives
+    a list of results out, computed as batches.
+    """
+
+    def __init__(self, engine: PocketEngine, name: str = "pocket", batch_size: int = 8) -> None:
+        self.engine, self.name, self.batch_size = engine, name, batch_size
+        self.tokenizer = engine.tokenizer
+        special = self.tokenizer.special
+        self._eos = special["<|eos|>"]
+        self._free_ban = tuple(i for i in self.tokenizer.control_ids if i not in (self._eos, special["<|pad|>"]))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None) -> DiffusionVLM:
+        """Load a model.
+
+        Args:
+            path: folder of a checkpoint in our layout; None loads pocket, the model shipped with the package.
+            device: only 'cpu' in this version. dtype: 'float32' (weights; matrices run in bf16 where that is faster).
+
+        Raises:
+            CheckpointError: missing or damaged files, wrong shapes. OptionError: unknown device or dtype.
+        """
+        if device not in (None, "cpu"):
+            raise OptionError(f"device {device!r} is not supported by pocket yet", remedy="use 'cpu'")
+        if dtype not in (None, "float32"):
+            raise OptionError(f"dtype {dtype!r} is not supported by pocket", remedy="use 'float32'")
+        model, tokenizer, name = load_pocket(path)
+        return cls(PocketEngine(model, tokenizer), name)
+
+    # ------------------------------------------------------------------ tasks
+
+    def caption(self, images: Images, *, max_new_tokens: int = 64, on_error: str | None = None, **decoding: Any) -> Any:
+        """Say in a sentence what is on each image. Returns a Result, or a list for a list."""
+        return self._ask_all(images, CAPTION, max_new_tokens, on_error, decoding)
+
+    def ask(self, images: Images, question: str, *, max_new_tokens: int = 32, on_error: str | None = None, **decoding: Any) -> Any:
+        """Answer a question about each image.
+
+        Raises:
+            PromptError: the question is empty.
+        """
+        if not question.strip():
+            raise PromptError("the question is empty", remedy="ask something")
+        return self._ask_all(images, question, max_new_tokens, on_error, decoding)
+
+    def extract(self, images: Images, schema: Any, *, on_error: str | None = None, **decoding: Any) -> Any:
+        """Fill a JSON schema from each image: valid by construction, with a confidence and a box for every field.
+
+        Args:
+            images: one or a list.
+            schema: JSON schema of an object (dict or JSON text), a short template, a dataclass or a Pydantic model.
+            on_error: 'row' turns a bad image into a Result with status 'error' (default for lists); 'raise'.
+
+        Raises:
+            SchemaError: with the JSON pointer of the culprit.
+        """
+        scaffold = compile_scaffold(parse_schema(schema), self.tokenizer)
+        recipe = self._recipe(decoding)
+
+        def run(readings: list[Reading]) -> list[Result]:
+            prompts = [self._prompt("") for _ in readings]
+            return self._fill(prompts, [[r] for r in readings], scaffold, recipe)
+
+        return self._over(images, run, on_error)
+
+    def ground(self, images: Images, instruction: str, *, on_error: str | None = None, **decoding: Any) -> Any:
+        """Find the widget an instruction speaks of.
+
+        Returns:
+            Result with ``data`` {action, bbox in 0..1000 of the image} and ``box`` in pixels; status 'partial' and no
+            box when nothing on the screen was pointed at.
+        """
+        if not instruction.strip():
+            raise PromptError("the instruction is empty", remedy="say what to do on the screen")
+        scaffold = compile_scaffold(parse_schema(GROUND_SCHEMA), self.tokenizer)
+        recipe = self._recipe(decoding)
+
+        def run(readings: list[Reading]) -> list[Result]:
+            prompts = [self._prompt(instruction) for _ in readings]
+            filled = self._fill(prompts, [[r] for r in readings], scaffold, recipe)
+            return [_grounded(result, reading) for result, reading in zip(filled, readings, strict=True)]
+
+        return self._over(images, run, on_error)
+
+    def read(self, images: Images, *, on_error: str | None = None) -> Any:
+        """Read the text of each image: ``text`` in reading order, ``lines`` with boxes.
+
+        The tower reads by itself here; the backbone is not asked, so ``usage.forwards`` is 0.
+        """
+
+        def run(readings: list[Reading]) -> list[Result]:
+            return [self._lines(r) for r in readings]
+
+        return self._over(images, run, on_error)
+
+    def objects(self, images: Images, *, on_error: str | None = None) -> Any:
+        """Objects and widgets of each image as ``items``, by the tower alone, from top to bottom."""
+
+        def run(readings: list[Reading]) -> list[Result]:
+            return [self._items(r) for r in readings]
+
+        return self._over(images, run, on_error)
+
+    def generate(self, messages: Messages, *, max_new_tokens: int = 64, **decoding: Any) -> Result:
+        """Answer a conversation of typed messages (multi-turn, several images).
+
+        Args:
+            messages: a string, Message objects, or dicts of the chat-completions kind.
+            decoding: ``preset``, ``seed`` and the preset's options.
+
+        Raises:
+            PromptError, ContextLengthError, OptionError, ImageError.
+        """
+        last: Result | None = None
+        for part in self.stream(messages, max_new_tokens=max_new_tokens, **decoding):
+            if part.result is not None:
+                last = part.result[0]
+        assert last is not None
+        return last
+
+    def stream(self, messages: Messages, *, max_new_tokens: int = 64, **decoding: Any) -> Iterator[Partial]:
+        """Like :meth:`generate`, yielding each step; the last item carries the result."""
+        prompt = POCKET.build(messages, self.tokenizer)
+        readings = [self.engine.see(load_image(image).rgb) for image in prompt.images]
+        recipe = self._recipe(decoding)
+        yield from self._free([prompt], [readings], max_new_tokens, recipe)
+
+    def info(self) -> dict[str, Any]:
+        """Name, sizes and limits of the model."""
+        config = self.engine.model.config
+        count = {part: sum(p.numel() for p in getattr(self.engine.model, part).parameters()) for part in ("tower", "adapter", "backbone")}
+        return {
+            "name": self.name, "family": "pocket", "parameters": {**count, "total": sum(count.values())}, "dtype": "float32",
+            "vocab_size": config.backbone.vocab_size, "context": config.backbone.max_position_embeddings,
+            "layers": config.backbone.num_layers, "hidden_size": config.backbone.hidden_size, "default_preset": DEFAULT,
+        }  # fmt: skip
+
+    # ------------------------------------------------------------- machinery
+
+    def _prompt(self, text: str) -> Prompt:
+        """One picture and one text, as the training pages had it."""
+        parts: tuple[Any, ...] = (ImagePart("picture"), TextPart(text)) if text else (ImagePart("picture"),)
+        return POCKET.build([Message("user", parts)], self.tokenizer)
+
+    @staticmethod
+    def _recipe(decoding: dict[str, Any]) -> tuple[Recipe, int]:
+        options = dict(decoding)
+        seed = options.pop("seed", 0)
+        name = options.pop("preset", None) or DEFAULT
+        if name == "dimple":
+            options.setdefault("gamma", 0.9)
+        return preset(name, **options), int(seed)
+
+    def _over(self, images: Images, run: Callable[[list[Reading]], list[Result]], on_error: str | None) -> Any:
+        """Load, read and run in batches; bad images become rows or raise."""
+        many = isinstance(images, (list, tuple))
+        if on_error not in (None, "row", "raise"):
+            raise OptionError(f"on_error is {on_error!r}", remedy="use 'row' or 'raise'")
+        as_row = on_error == "row" or (on_error is None and many)
+        rows: list[Result | None] = [None] * (len(images) if many else 1)
+        waiting: list[tuple[int, LoadedImage, Reading]] = []
+        for i, image in enumerate(images if many else [images]):
+            try:
+                loaded = load_image(image)
+                waiting.append((i, loaded, self.engine.see(loaded.rgb)))
+            except VLMError as error:
+                if not as_row:
+                    raise
+                rows[i] = failed(error, "load", image)
+            if len(waiting) >= self.batch_size:
+                self._flush(waiting, run, rows, as_row)
+        self._flush(waiting, run, rows, as_row)
+        return rows if many else rows[0]
+
+    def _flush(self, waiting: list[tuple[int, LoadedImage, Reading]], run: Callable[[list[Reading]], list[Result]], rows: list[Result | None], as_row: bool) -> None:
+        """Run what waits; if the batch fails and rows are wanted, run its images alone."""
+        if not waiting:
+            return
+        try:
+            results = run([w[2] for w in waiting])
+        except VLMError as error:
+            if not as_row:
+                raise
+            if len(waiting) == 1:
+                results = [failed(error, "decode", waiting[0][1].source)]
+            else:
+                for one in waiting:
+                    self._flush([one], run, rows, as_row)
+                waiting.clear()
+                return
+        for (i, loaded, _), result in zip(waiting, results, strict=True):
+            rows[i] = replace(result, source=loaded.source, warnings=(*loaded.warnings, *result.warnings))
+        waiting.clear()
+
+    def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
+        recipe = self._recipe(decoding)
+
+        def run(readings: list[Reading]) -> list[Result]:
+            results: list[Result] = []
+            for part in self._free([self._prompt(question) for _ in readings], [[r] for r in readings], cells, recipe):
+                results = part.result or results
+            return results
+
+        return self._over(images, run, on_error)
+
+    def _free(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], cells: int, recipe: tuple[Recipe, int]) -> Iterator[Partial]:
+        """Free text behind prompts: a canvas of open cells that ends at the end token."""
+        if cells < 1:
+            raise OptionError(f"max_new_tokens is {cells}", remedy="use 1 or more")
+        start = time.perf_counter()
+        denoiser = self.engine.denoiser(prompts, pictures, cells)
+        special = self.tokenizer.special
+        canvas = Canvas.blank(len(prompts), cells, mask_id=special["<|mask|>"], pad_id=special["<|pad|>"])
+        full = recipe[0].with_parts(banned=self._free_ban, stop=EndOfText((self._eos,)))
+        for frame in decode(denoiser, canvas, full, seed=recipe[1]):
+            yield Partial(frame, [self._show(row, state) for row, state in zip(frame.ids.tolist(), frame.state.tolist(), strict=True)])
+        ms = (time.perf_counter() - start) * 1000 / len(prompts)
+        results = [self._answer(canvas, row, ms) for row in range(len(prompts))]
+        last = Frame(int(canvas.step.max()), canvas.ids.clone(), canvas.states(canvas.masked), canvas.commit_confidence.clone(), canvas.forwards.clone())
+        yield Partial(last, [r.text for r in results], results)
+
+    def _show(self, ids: list[int], state: list[int]) -> str:
+        from vlm.decoding.canvas import MASK
+
+        text = ""
+        for token, how in zip(ids, state, strict=True):
+            if how == MASK:
+                text += "·"
+            elif token == self._eos:
+                break
+            else:
+                text += self.tokenizer.decode([token])
+        return text
+
+    def _answer(self, canvas: Canvas, row: int, ms: float) -> Result:
+        ids = canvas.ids[row].tolist()
+        end = ids.index(self._eos) if self._eos in ids else len(ids)
+        sure = canvas.commit_confidence[row, : min(end + 1, len(ids))]
+        kept = [i for i in ids[:end] if i not in self.tokenizer.control_ids]
+        usage = Usage(int(canvas.step[row]), int(canvas.forwards[row]), end, ms)
+        return Result(self.tokenizer.decode(kept).strip(), confidence=float(sure.prod()), usage=usage)
+
+    def _fill(self, prompts: list[Prompt], pictures: list[list[Reading]], scaffold: Scaffold, recipe: tuple[Recipe, int]) -> list[Result]:
+        """Fill the slots of a scaffold behind prompts."""
+        start = time.perf_counter()
+        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold))
+        special = self.tokenizer.special
+        rows = scaffold.to_canvas_rows()
+        cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
+        canvas = Canvas.from_rows([cells] * len(prompts), mask_id=special["<|mask|>"], pad_id=special["<|pad|>"], slot_index=[rows.slot_index] * len(prompts))
+        proposer = recipe[0].proposer
+        temperature = float(getattr(proposer, "temperature", 0.0))
+        engine = SlotEngine(scaffold, temperature=temperature, generator=torch.Generator().manual_seed(recipe[1]) if temperature else None)
+        banned = tuple(i for i in self.tokenizer.control_ids if i not in (special["<|pad|>"], special["<|null|>"]))
+        for _ in decode(denoiser, canvas, recipe[0].with_parts(joint=engine, banned=banned), seed=recipe[1]):
+            pass
+        ms = (time.perf_counter() - start) * 1000 / len(prompts)
+        return [self._data(canvas, row, scaffold, denoiser, ms) for row in range(len(prompts))]
+
+    def _data(self, canvas: Canvas, row: int, scaffold: Scaffold, denoiser: PocketDenoiser, ms: float) -> Result:
+        places = denoiser.places[row]
+        source = canvas.source[row].tolist()
+
+        def locate(cells: list[int]) -> Box | None:
+            return places.union([source[c] for c in cells])
+
+        data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=locate)
+        status = "forced" if any(f.forced for f in fields.values()) else "ok"
+        sure = min((f.confidence for f in fields.values()), default=1.0)
+        written = int((canvas.committed_at[row] >= 0).sum())
+        usage = Usage(int(canvas.step[row]), int(canvas.forwards[row]), written, ms)
+        return Result(json.dumps(data, ensure_ascii=False), data, confidence=sure, fields=fields, status=status, warnings=scaffold.warnings(data), usage=usage)
+
+    def _lines(self, reading: Reading) -> Result:
+        rows = text_of(reading.tokens, self.engine.model.config.reader.alphabet)
+        lines = tuple(Line(text, box, sure) for text, box, sure in rows)
+        total = sum(len(line.text) for line in lines)
+        sure = sum(line.confidence * len(line.text) for line in lines) / total if total else 1.0
+        return Result("\n".join(line.text for line in lines), lines=lines, confidence=sure, usage=Usage(tokens=total))
+
+    def _items(self, reading: Reading) -> Result:
+        config, tokens = self.engine.model.config.reader, reading.tokens
+        items = []
+        for i in range(len(tokens)):
+            if tokens.kind[i] != THING:
+                continue
+            x0, y0, x1, y1 = tokens.boxes[i].tolist()
+            color = config.colors[tokens.color[i] - 1] if tokens.color[i] else None
+            items.append(Item(config.things[tokens.classes[i, 0] - 1], color, (x0, y0, x1, y1), float(tokens.score[i])))
+        sure = min((item.confidence for item in items), default=1.0)
+        return Result(", ".join(f"{i.color or ''} {i.kind}".strip() for i in items), items=tuple(items), confidence=sure)
+
+
+def failed(error: VLMError, stage: str, image: Any) -> Result:
+    """The row of an image that could not be used."""
+    source = getattr(error, "source", "") or (str(image) if isinstance(image, (str, Path)) else type(image).__name__)
+    return Result(status="error", error={"type": type(error).__name__, "message": str(error), "stage": stage}, source=source)
+
+
+def _grounded(result: Result, reading: Reading) -> Result:
+    """Action and box from a filled grounding scaffold."""
+    target = result.fields.get("/target")
+    action = result.data.get("action") if isinstance(result.data, dict) else None
+    sure = result.fields["/action"].confidence if "/action" in result.fields else 0.0
+    if target is None or target.box is None:
+        return replace(result, data={"action": action, "bbox": None}, text=json.dumps({"action": action, "bbox": None}), status="partial", confidence=0.0, fields={})
+    box = widget_around(target.box, reading)
+    width, height = reading.size
+    bbox = [round(1000 * box[0] / width), round(1000 * box[1] / height), round(1000 * box[2] / width), round(1000 * box[3] / height)]
+    bbox = [min(1000, max(0, v)) for v in bbox]
+    data = {"action": action, "bbox": bbox}
+    fields = {
+        "/action": result.fields["/action"],
+        "/bbox": replace(target, value=bbox, box=box, pointer="/bbox"),
+    }
+    return replace(result, data=data, text=json.dumps(data), box=box, fields=fields, confidence=min(sure, target.confidence), status="ok")
+
+
+def widget_around(box: Box, reading: Reading) -> Box:
+    """The smallest widget found that holds the middle of `box`, else the box itself."""
+    cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    best, size = box, float("inf")
+    tokens = reading.tokens
+    for i in range(len(tokens)):
+        if tokens.kind[i] != THING:
+            continue
+        x0, y0, x1, y1 = tokens.boxes[i].tolist()
+        area = (x1 - x0) * (y1 - y0)
+        if x0 <= cx <= x1 and y0 <= cy <= y1 and area < size:
+            best, size = (x0, y0, x1, y1), area
+    return best
