@@ -1,0 +1,112 @@
+"""The packed forward equals the padded one, and its loss the sum written out cell by cell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from examples.pocket.lessons import NOWHERE, UNKNOWN
+from examples.pocket.train_backbone import FRAME, collate, lesson_loss
+from kernels.ragged_attention import _padded, ragged_attention, ragged_attention_reference
+from tests.training.support import random_pages, tiny_model
+from vlm.families.pocket import PackedPocket
+from vlm.training.masking import views
+
+
+def brute_force(model, batch, masks, pad_weight=0.3):
+    """Every view of every canvas by itself through the padded path; the two losses written out."""
+    config = model.config.backbone
+    total = weights = points = 0.0
+    pointed = 0
+    for n in range(len(batch.tasks)):
+        r = int(batch.row[n])
+        size, length = int(batch.prompt_valid[r].sum()), int(batch.valid[n].sum())
+        visual = type(batch.visual)(**{k: v[r : r + 1, : int(batch.visual.valid[r].sum())] for k, v in vars(batch.visual).items()})
+        prefix = model.prefix(batch.prompt[r : r + 1, :size], batch.prompt_valid[r : r + 1, :size], batch.media[r : r + 1, :size], visual)
+        for mask in masks[n, :, :length]:
+            ids = batch.ids[n : n + 1, :length]
+            hidden = model.canvas(ids.masked_fill(mask, config.mask_token_id), batch.valid[n : n + 1, :length], batch.slot_index[n : n + 1, :length], prefix)
+            scores = model.backbone.copy_head.scores(hidden, prefix.memory)
+            logits = model.cell_logits(hidden, scores, prefix.memory, torch.ones_like(mask)[None])
+            for cell in mask.nonzero()[:, 0].tolist():
+                target, pointer = int(ids[0, cell]), int(batch.pointer[n, cell])
+                weight = pad_weight if target == config.pad_token_id else 1.0
+                total = total - weight * torch.log_softmax(logits[cell], -1)[target]
+                weights += weight
+                if pointer != UNKNOWN and target != config.pad_token_id:
+                    aim = scores.shape[-1] - 1 if pointer == NOWHERE else pointer + len(FRAME[0])
+                    points = points - (0.3 if pointer == NOWHERE else 1.0) * torch.log_softmax(scores[0, cell], -1)[aim]
+                    pointed += 1
+    return total / weights + points / pointed
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_packed_loss_and_gradients_equal_brute_force(kv_heads):
+    model = tiny_model(kv_heads=kv_heads)
+    batch = collate(random_pages(), model.config.reader.width)
+    masks = views(batch.answer, generator=torch.Generator().manual_seed(3))
+    parameters = dict(model.adapter.named_parameters(prefix="adapter")) | dict(model.backbone.named_parameters(prefix="backbone"))
+    want = brute_force(model, batch, masks)
+    expected = torch.autograd.grad(want, list(parameters.values()))
+    loss, stats = lesson_loss(PackedPocket(model), batch, masks)
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+    assert stats["text"] + stats["points"] == pytest.approx(loss.item(), rel=1e-5)
+    got = torch.autograd.grad(loss, list(parameters.values()))
+    for name, ours, theirs in zip(parameters, got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_only_masked_cells_reach_the_head(monkeypatch):
+    model = tiny_model()
+    batch = collate(random_pages(1), model.config.reader.width)
+    masks = views(batch.answer, generator=torch.Generator().manual_seed(4))
+    rows = []
+    inner = model.backbone.logits
+    monkeypatch.setattr(model.backbone, "logits", lambda hidden: (rows.append(hidden.shape), inner(hidden))[1])
+    lesson_loss(PackedPocket(model), batch, masks)
+    assert rows == [(int(masks.sum()), 32)]
+
+
+SPANS = [((0, 3), (0, 3), (0, 5)), ((3, 4), (3, 8), (0, 5)), ((4, 10), (8, 14), (5, 6)), ((10, 12), (14, 16), (6, 6))]
+
+
+@pytest.mark.parametrize("past", [True, False])
+@pytest.mark.parametrize("way", [ragged_attention, _padded])
+def test_ragged_attention_equals_reference_with_gradients(way, past):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 12, 8), torch.randn(2, 16, 8), torch.randn(2, 16, 8)
+    old = (torch.randn(2, 6, 8), torch.randn(2, 6, 8)) if past else None
+    spans = SPANS if past else [(a, b, (0, 0)) for a, b, _ in SPANS]
+    inputs = [t.requires_grad_() for t in (q, k, v, *(old or ()))]
+    out, want = way(q, k, v, spans, old), ragged_attention_reference(q, k, v, spans, old)
+    torch.testing.assert_close(out, want)
+    seed = torch.randn_like(want)
+    for ours, theirs in zip(torch.autograd.grad(out, inputs, seed), torch.autograd.grad(want, inputs, seed), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_ragged_attention_rows_do_not_see_each_other():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 12, 8), torch.randn(2, 16, 8), torch.randn(2, 16, 8)
+    spans = [(a, b, (0, 0)) for a, b, _ in SPANS]
+    before = ragged_attention(q, k, v, spans)
+    changed = v.clone()
+    changed[:, 8:14] += 1
+    after = ragged_attention(q, k, changed, spans)
+    assert torch.equal(before[:, :4], after[:, :4]) and torch.equal(before[:, 10:], after[:, 10:])
+    assert not torch.allclose(before[:, 4:10], after[:, 4:10])
+
+
+def test_padding_of_the_batch_changes_nothing():
+    """A batch's loss over all cells is the mean of its pages' losses, weighted by their cells."""
+    model = tiny_model()
+    pages = random_pages(2)
+    sums, counts = [], []
+    for group in ([p] for p in pages):
+        batch = collate(group, model.config.reader.width)
+        _, stats = lesson_loss(PackedPocket(model), batch, batch.answer.unsqueeze(1), pad_weight=1.0)
+        counts.append(int(batch.answer.sum()))
+        sums.append(stats["text"] * counts[-1])
+    whole = collate(pages, model.config.reader.width)
+    _, stats = lesson_loss(PackedPocket(model), whole, whole.answer.unsqueeze(1), pad_weight=1.0)
+    assert stats["text"] == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
