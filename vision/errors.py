@@ -27,7 +27,7 @@ class ImageFormatError(ImageError):
 
 
 class ImageTruncatedError(ImageError):
-    """The file ends before the picture does."""
+    """The file ends before the picture does, or is damaged inside."""
 
 
 class ImageTooLargeError(ImageError):
