@@ -32,3 +32,11 @@ class ImageTruncatedError(ImageError):
 
 class ImageTooLargeError(ImageError):
     """More pixels than the limit allows."""
+
+
+class VisionConfigError(VLMError):
+    """A tower or preprocessing configuration that cannot be used."""
+
+
+class DependencyError(VLMError):
+    """An optional package is missing or does not import."""
