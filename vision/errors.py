@@ -32,3 +32,7 @@ class ImageTruncatedError(ImageError):
 
 class ImageTooLargeError(ImageError):
     """More pixels than the limit allows."""
+
+
+class EnvironmentConflictError(VLMError, ImportError):
+    """Another installed package makes this one unusable here."""
