@@ -45,15 +45,31 @@ class Attention(nn.Module):
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (output [B,T,D], keys, values [B,Hkv,T,Dh] of this call's cells)."""
-        width = self.config.width_per_head
-        q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in self.qkv(x).split(self.sizes, dim=-1))
-        if self.config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rope(q, rope, self.config.rope_fp32), apply_rope(k, rope, self.config.rope_fp32)
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        q, k, v = self.project(x, rope)
         all_k, all_v = (k, v) if past is None else (torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2))
         mixed = attention(q, all_k, all_v, mask)
         return self.out(mixed.transpose(1, 2).flatten(-2)), k, v
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor], rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [B,H,T,Dh] and keys, and values, [B,Hkv,T,Dh] of the cells `x` [B,T,D].
+
+        Args:
+            rows: [R] cells that ask (the others are only looked at): queries are [B,H,R,Dh].
+        """
+        width = self.config.width_per_head
+        asking = rope
+        if rows is None:
+            parts = self.qkv(x).split(self.sizes, dim=-1)
+        else:
+            first, weight, bias = self.sizes[0], self.qkv.weight, self.qkv.bias
+            asking = (rope[0][:, :, rows], rope[1][:, :, rows])
+            rest = F.linear(x, weight[first:], None if bias is None else bias[first:])
+            parts = (F.linear(x[:, rows], weight[:first], None if bias is None else bias[:first]), *rest.split(self.sizes[1:], dim=-1))
+        q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in parts)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, asking, self.config.rope_fp32), apply_rope(k, rope, self.config.rope_fp32)
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class Block(nn.Module):
@@ -71,8 +87,11 @@ class Block(nn.Module):
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         mixed, k, v = self.attention(self.attention_norm(x), rope, mask, past)
-        x = x + mixed
-        return x + self.down(swiglu(self.gate_up(self.mlp_norm(x)))), k, v
+        return self.feed_forward(x + mixed), k, v
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The second half: [B, T, D] -> [B, T, D]."""
+        return x + self.down(swiglu(self.gate_up(self.mlp_norm(x))))
 
 
 class DiffusionBackbone(nn.Module):
