@@ -97,10 +97,6 @@ class JointProposer(Protocol):
         """(ids [N], score [N]) of the asked cells, or None when it governs none of them."""
         ...
 
-    def committed(self, canvas: Canvas, cells: Tensor) -> None:
-        """Told after each commit which cells [B, L] were written."""
-        ...
-
 
 class Window(Protocol):
     """Which open cells are under decoding now."""
