@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from examples.pocket.lessons import NOWHERE, UNKNOWN
-from examples.pocket.train_backbone import FRAME, collate, lesson_loss
+from examples.pocket.train_backbone import FRAME, LessonObjective, collate
 from kernels.ragged_attention import _padded, ragged_attention, ragged_attention_reference
 from tests.training.support import random_pages, tiny_model
 from vlm.families.pocket import PackedPocket
-from vlm.training.masking import views
+from vlm.training.losses import NOWHERE, UNKNOWN
+from vlm.training.trainer import add
 
 
 def brute_force(model, batch, masks, pad_weight=0.3):
@@ -44,11 +44,11 @@ def brute_force(model, batch, masks, pad_weight=0.3):
 def test_packed_loss_and_gradients_equal_brute_force(kv_heads):
     model = tiny_model(kv_heads=kv_heads)
     batch = collate(random_pages(), model.config.reader.width)
-    masks = views(batch.answer, generator=torch.Generator().manual_seed(3))
     parameters = dict(model.adapter.named_parameters(prefix="adapter")) | dict(model.backbone.named_parameters(prefix="backbone"))
-    want = brute_force(model, batch, masks)
+    want = brute_force(model, batch, batch.masks)
     expected = torch.autograd.grad(want, list(parameters.values()))
-    loss, stats = lesson_loss(PackedPocket(model), batch, masks)
+    objective = LessonObjective(PackedPocket(model))
+    loss, stats = objective(batch, objective.totals(batch))
     assert loss.item() == pytest.approx(want.item(), rel=1e-5)
     assert stats["text"] + stats["points"] == pytest.approx(loss.item(), rel=1e-5)
     got = torch.autograd.grad(loss, list(parameters.values()))
@@ -59,12 +59,12 @@ def test_packed_loss_and_gradients_equal_brute_force(kv_heads):
 def test_only_masked_cells_reach_the_head(monkeypatch):
     model = tiny_model()
     batch = collate(random_pages(1), model.config.reader.width)
-    masks = views(batch.answer, generator=torch.Generator().manual_seed(4))
     rows = []
     inner = model.backbone.logits
     monkeypatch.setattr(model.backbone, "logits", lambda hidden: (rows.append(hidden.shape), inner(hidden))[1])
-    lesson_loss(PackedPocket(model), batch, masks)
-    assert rows == [(int(masks.sum()), 32)]
+    objective = LessonObjective(PackedPocket(model))
+    objective(batch, objective.totals(batch))
+    assert rows == [(int(batch.masks.sum()), 32)]
 
 
 SPANS = [((0, 3), (0, 3), (0, 5)), ((3, 4), (3, 8), (0, 5)), ((4, 10), (8, 14), (5, 6)), ((10, 12), (14, 16), (6, 6))]
@@ -97,16 +97,31 @@ def test_ragged_attention_rows_do_not_see_each_other():
     assert not torch.allclose(before[:, 4:10], after[:, 4:10])
 
 
-def test_padding_of_the_batch_changes_nothing():
-    """A batch's loss over all cells is the mean of its pages' losses, weighted by their cells."""
+def test_tensors_are_made_on_the_device_of_the_inputs():
+    """With another default device, a tensor made without naming one would meet the inputs and raise."""
     model = tiny_model()
-    pages = random_pages(2)
-    sums, counts = [], []
-    for group in ([p] for p in pages):
-        batch = collate(group, model.config.reader.width)
-        _, stats = lesson_loss(PackedPocket(model), batch, batch.answer.unsqueeze(1), pad_weight=1.0)
-        counts.append(int(batch.answer.sum()))
-        sums.append(stats["text"] * counts[-1])
-    whole = collate(pages, model.config.reader.width)
-    _, stats = lesson_loss(PackedPocket(model), whole, whole.answer.unsqueeze(1), pad_weight=1.0)
-    assert stats["text"] == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
+    batch = collate(random_pages(1), model.config.reader.width)
+    objective = LessonObjective(PackedPocket(model))
+    want = objective(batch, objective.totals(batch))[0]
+    with torch.device("meta"):
+        loss = objective(batch, objective.totals(batch))[0]
+        loss.backward()
+    assert loss.item() == want.item()
+
+
+def test_padding_of_the_batch_changes_nothing():
+    """Micro-batches of one page each, under the totals of the batch, add up to the loss of the batch."""
+    model = tiny_model()
+    objective = LessonObjective(PackedPocket(model))
+    parts = [collate([page], model.config.reader.width) for page in random_pages(2)]
+    whole = collate(random_pages(2), model.config.reader.width)
+    at = 0
+    for part in parts:  # the same views in both
+        n, length = part.ids.shape
+        whole.masks[at : at + n] = False
+        whole.masks[at : at + n, :, :length] = part.masks
+        at += n
+    totals = add([objective.totals(part) for part in parts])
+    assert totals == pytest.approx(objective.totals(whole))
+    alone = sum(objective(part, totals)[0].item() for part in parts)
+    assert alone == pytest.approx(objective(whole, totals)[0].item(), rel=1e-5)

@@ -191,15 +191,15 @@ class PackedPocket:
         embeds = model.backbone.embed(ids)
         if slots is not None:
             embeds = embeds + slots(slot_index.clamp_max(slots.num_embeddings - 1))
-        positions = torch.cat([torch.arange(behind.lengths[r], behind.lengths[r] + n) for n, r in zip(lengths, row, strict=True)])
-        counts = [int(part.sum()) for part in asked.cpu().split(list(lengths))]
+        where_in = [torch.arange(behind.lengths[r], behind.lengths[r] + n, device=ids.device) for n, r in zip(lengths, row, strict=True)]
+        counts = [int(part.sum()) for part in torch.split(asked.cpu(), list(lengths))]
         where = asked.nonzero()[:, 0]
-        hidden = self.packed.forward(embeds, positions.to(ids.device), lengths, behind.prefix, row, where, counts)  # [R, D]
+        hidden = self.packed.forward(embeds, torch.cat(where_in), lengths, behind.prefix, row, where, counts)  # [R, D]
         head = model.backbone.copy_head
         assert head is not None
         per_row = [sum(c for c, r in zip(counts, row, strict=True) if r == wanted) for wanted in range(len(behind.lengths))]
         scores, bonus = [], []
-        for r, states in enumerate(hidden.split(per_row)):
+        for r, states in enumerate(torch.split(hidden, per_row)):
             if len(states):
                 memory = behind.memory.select(torch.tensor([r], device=ids.device))
                 scores.append(head.scores(states[None], memory)[0])
