@@ -78,6 +78,8 @@ class ItemMaker:
 def produce(settings: Settings, queue: Any, first: int, stride: int) -> None:
     """Worker: items first, first + stride, ... until the trainer is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer decides when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and this is how it tells us
+    queue.cancel_join_thread()  # what nobody will read any more need not be flushed
     torch.set_num_threads(1)
     os.nice(5)
     make, parent, n = ItemMaker(settings), os.getppid(), first
