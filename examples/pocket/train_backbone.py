@@ -30,8 +30,7 @@ from examples.pocket.lessons import NOWHERE, UNKNOWN, Lesson, LessonMaker, see
 from examples.pocket.reading import Reader
 from vision.adapter import VisualBatch
 from vision.tokens import VisualTokens
-from vlm.backbone import model as backbone_module
-from vlm.families.pocket import PocketModel, Prefix
+from vlm.families.pocket import PackedPocket, PocketModel
 from vlm.processor.tokenizer import Tokenizer
 from vlm.training.masking import views
 from vlm.training.optim import EMA, Optimisers, warmup_stable_decay
@@ -150,31 +149,37 @@ def collate(pages: list[Item], width: int) -> Batch:
     )  # fmt: skip
 
 
-def lesson_loss(model: PocketModel, batch: Batch, masks: Tensor, pad_weight: float = 0.3, chunk: int = 16) -> tuple[Tensor, dict[str, float]]:
+def lesson_loss(model: PackedPocket, batch: Batch, masks: Tensor, pad_weight: float = 0.3) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy at masked cells plus the copy head's pointer loss.
-
-    Canvases are run `chunk` at a time, longest together, so that short ones are not padded to the longest of the batch.
 
     Args:
         masks: [N, V, L] views of each canvas.
     """
+    config = model.model.config.backbone
     count = masks.shape[1]
-    prefix = model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.visual)
-    order = batch.valid.sum(1).argsort(descending=True)
-    parts = [chunk_logits(model, prefix, batch, masks, rows) for rows in order.split(chunk)]
-    logits, scores, target, pointer, whole, task = (torch.cat(x) for x in zip(*parts, strict=True))
+    here = batch.valid.unsqueeze(1).expand_as(masks)  # [N, V, L]
+    asked = masks[here]  # [T]
+    ids = batch.ids.unsqueeze(1).expand_as(masks)[here]
+    behind = model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.visual)
+    lengths = batch.valid.sum(1).repeat_interleave(count).tolist()
+    rows = batch.row.repeat_interleave(count).tolist()
+    slots = batch.slot_index.unsqueeze(1).expand_as(masks)[here]
+    logits, scores = model.cells(ids.masked_fill(asked, config.mask_token_id), slots, asked, lengths, rows, behind)
+    target, pointer = ids[asked], batch.pointer.unsqueeze(1).expand_as(masks)[masks]
     each = F.cross_entropy(logits, target, reduction="none")
-    filler = target == model.config.backbone.pad_token_id
+    filler = target == config.pad_token_id
     weight = torch.where(filler, pad_weight, 1.0)
     text = (each * weight).sum() / weight.sum()
     known = (pointer != UNKNOWN) & ~filler
-    aim = torch.where(pointer == NOWHERE, scores.shape[-1] - 1, pointer + len(FRAME[0]))
+    aim = torch.where(pointer == NOWHERE, scores.shape[-1] - 1, pointer)
     misses = F.cross_entropy(scores[known], aim[known], reduction="none")
     copies = pointer[known] >= 0
     points = (misses * torch.where(copies, 1.0, 0.3)).mean()
     with torch.no_grad():
         right = logits.argmax(-1) == target
         hit = scores[known].argmax(-1) == aim[known]
+        whole = (masks | ~batch.answer.unsqueeze(1)).all(-1, keepdim=True).expand_as(masks)[masks]
+        task = torch.tensor([_TASKS.index(t) for t in batch.tasks])[:, None, None].expand_as(masks)[masks]
         stats = {"text": float(text), "points": float(points), "canvases": float(len(batch.tasks) * count)}
         for name, chosen in (("right", ~filler), ("right_all_masked", ~filler & whole)):
             if chosen.any():
@@ -186,29 +191,6 @@ def lesson_loss(model: PocketModel, batch: Batch, masks: Tensor, pad_weight: flo
             if chosen.any():
                 stats[f"all_masked/{name}"] = float(right[chosen].float().mean())
     return text + points, stats
-
-
-def chunk_logits(model: PocketModel, prefix: Prefix, batch: Batch, masks: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-    """Masked cells of some canvases, all their views: (logits [N, V], pointer scores [N, P+1], target, pointer,
-    whether the whole answer was hidden, task number), each [N] long."""
-    count = masks.shape[1]
-    length = int(batch.valid[rows].sum(1).max())
-    rows = rows.repeat_interleave(count)
-    hidden_cells = masks[rows[::count], :, :length].flatten(0, 1)
-    here = prefix.select(batch.row[rows])
-    ids, answer = batch.ids[rows, :length], batch.answer[rows, :length]
-    seen = ids.masked_fill(hidden_cells, model.config.backbone.mask_token_id)
-    hidden = model.canvas(seen, batch.valid[rows, :length], batch.slot_index[rows, :length], here)
-    head = model.backbone.copy_head
-    assert head is not None
-    scores = head.scores(hidden, here.memory)
-    logits = model.cell_logits(hidden, scores, here.memory, hidden_cells)
-    whole = (hidden_cells | ~answer).all(-1, keepdim=True).expand_as(hidden_cells)[hidden_cells]
-    tasks = torch.tensor([_TASKS.index(t) for t in batch.tasks])[rows]
-    return (
-        logits, scores[hidden_cells], ids[hidden_cells], batch.pointer[rows, :length][hidden_cells], whole,
-        tasks.unsqueeze(-1).expand_as(hidden_cells)[hidden_cells],
-    )  # fmt: skip
 
 
 _TASKS = ("extract", "ask", "caption", "read", "ground", "scene")
@@ -262,8 +244,6 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="slower by a third to a half, starts at once")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if not args.no_compile:
-        backbone_module.Block.forward = torch.compile(backbone_module.Block.forward, dynamic=True)  # type: ignore[method-assign]
     torch.manual_seed(args.seed)
     model = PocketModel()
     model.tower.requires_grad_(False)
@@ -273,6 +253,7 @@ def main() -> None:
         saved = torch.load(args.out, weights_only=True)
         model.load_state_dict(saved["model"])
         step = saved["step"]
+    packed = PackedPocket(model, compile=not args.no_compile)
     optim = Optimisers(model, args.muon_lr, args.adam_lr)
     trained = torch.nn.ModuleDict({"adapter": model.adapter, "backbone": model.backbone})
     ema = EMA(trained, args.ema)
@@ -294,7 +275,7 @@ def main() -> None:
         pages += len(group)
         masks = views(batch.answer)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, stats = lesson_loss(model, batch, masks)
+            loss, stats = lesson_loss(packed, batch, masks)
         loss.backward()  # type: ignore[no-untyped-call]
         stats["norm"] = optim.step(warmup_stable_decay(done, decay=args.decay))
         ema.update(trained)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from vlm.backbone.cache import PrefixCache
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.copy_head import CopyHeadConfig, CopyMemory
 from vlm.backbone.model import DiffusionBackbone
+from vlm.backbone.packed import Packed, PackedPrefix
 
 
 def default_backbone() -> BackboneConfig:
@@ -129,3 +131,77 @@ class PocketModel(nn.Module):
         attention = torch.softmax(scores, dim=-1)
         bonus = head.bonus(hidden, attention, memory)
         return self.backbone.logits(hidden[cells]).float() + bonus[cells]
+
+
+@dataclass
+class PackedMemory:
+    """Prompts of B rows, encoded once without padding (:mod:`vlm.backbone.packed`).
+
+    Attributes:
+        prefix: keys and values.
+        memory: what the copy head can point at: the K visual entries of each row only.
+        lengths: entries of each row; canvas positions start there.
+    """
+
+    prefix: PackedPrefix
+    memory: CopyMemory
+    lengths: list[int]
+
+
+class PackedPocket:
+    """The training-time forward of a :class:`PocketModel`: no padding, and only the asked cells reach the head.
+
+    Args:
+        model: the model to run; compile: see :class:`vlm.backbone.packed.Packed`.
+    """
+
+    def __init__(self, model: PocketModel, compile: bool = False) -> None:
+        self.model = model
+        self.packed = Packed(model.backbone, compile)
+
+    def prefix(self, ids: Tensor, valid: Tensor, media: Tensor, visual: VisualBatch) -> PackedMemory:
+        """Encode prompts; arguments as of :meth:`PocketModel.prefix`."""
+        model = self.model
+        first = model.config.first_char
+        table = model.backbone.embed(torch.arange(first, first + len(model.config.reader.alphabet) + 1, device=ids.device))
+        entries = VisualBatch(**{f.name: getattr(visual, f.name)[visual.valid] for f in fields(visual)})  # [T, ...]
+        shown = media[valid]
+        embeds = model.backbone.embed(ids[valid]).clone()  # [T, D]
+        embeds[shown] = model.adapter(entries, table).to(embeds.dtype)
+        positions = (valid.long().cumsum(1) - 1)[valid]
+        lengths = valid.sum(1).tolist()
+        prefix = self.packed.prefill(embeds, positions, lengths)
+        hidden = prefix.hidden.new_zeros(*visual.valid.shape, prefix.hidden.shape[-1])
+        hidden[visual.valid] = prefix.hidden[shown]
+        head = model.backbone.copy_head
+        assert head is not None
+        return PackedMemory(prefix, head.memory(hidden, visual.valid, model._copyable(visual)), lengths)
+
+    def cells(
+        self, ids: Tensor, slot_index: Tensor, asked: Tensor, lengths: Sequence[int], row: Sequence[int], behind: PackedMemory
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [R, V] and pointer scores [R, K + 1] of the asked cells.
+
+        Args:
+            ids, slot_index, asked: [T] canvases of the given lengths end to end; `asked` is a mask of R cells.
+            row: prefix row of each canvas, never falling.
+        """
+        model = self.model
+        slots = model.backbone.slot_embed
+        embeds = model.backbone.embed(ids)
+        if slots is not None:
+            embeds = embeds + slots(slot_index.clamp_max(slots.num_embeddings - 1))
+        positions = torch.cat([torch.arange(behind.lengths[r], behind.lengths[r] + n) for n, r in zip(lengths, row, strict=True)])
+        counts = [int(part.sum()) for part in asked.cpu().split(list(lengths))]
+        where = asked.nonzero()[:, 0]
+        hidden = self.packed.forward(embeds, positions.to(ids.device), lengths, behind.prefix, row, where, counts)  # [R, D]
+        head = model.backbone.copy_head
+        assert head is not None
+        per_row = [sum(c for c, r in zip(counts, row, strict=True) if r == wanted) for wanted in range(len(behind.lengths))]
+        scores, bonus = [], []
+        for r, states in enumerate(hidden.split(per_row)):
+            if len(states):
+                memory = behind.memory.select(torch.tensor([r], device=ids.device))
+                scores.append(head.scores(states[None], memory)[0])
+                bonus.append(head.bonus(states[None], torch.softmax(scores[-1], -1)[None], memory)[0])
+        return model.backbone.logits(hidden).float() + torch.cat(bonus), torch.cat(scores)
