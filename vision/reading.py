@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -116,8 +117,8 @@ def tiles(width: int, height: int) -> list[tuple[int, int, int, int, tuple[float
         return [(0, 0, width, height, (-1e9, -1e9, 1e9, 1e9))]
     xs, ys = _cuts(width), _cuts(height)
     out = []
-    for top, bottom in zip(ys[:-1], ys[1:], strict=True):
-        for left, right in zip(xs[:-1], xs[1:], strict=True):
+    for top, bottom in pairwise(ys):
+        for left, right in pairwise(xs):
             core = (left if left else -1e9, top if top else -1e9, right if right < width else 1e9, bottom if bottom < height else 1e9)
             out.append((max(0, left - OVERLAP), max(0, top - OVERLAP), min(width, right + OVERLAP), min(height, bottom + OVERLAP), core))
     return out

@@ -16,6 +16,7 @@ from vlm.families.pocket import PocketConfig, PocketModel
 from vlm.processor.tokenizer import Tokenizer
 
 POCKET = Path(__file__).parent / "pocket"
+_OTHER_CONFIG = "use the config.json that belongs to it"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -50,11 +51,11 @@ def load_state(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
             missing, extra = sorted(set(expected) - names), sorted(names - set(expected))
             if missing or extra:
                 parts = [f"missing {', '.join(missing[:5])}" if missing else "", f"unexpected {', '.join(extra[:5])}" if extra else ""]
-                raise CheckpointError(f"does not fit the model: {'; '.join(p for p in parts if p)}", source=str(path), remedy="use the config.json that belongs to it")
+                raise CheckpointError(f"does not fit the model: {'; '.join(p for p in parts if p)}", source=str(path), remedy=_OTHER_CONFIG)
             for name, tensor in expected.items():
                 shape = tuple(file.get_slice(name).get_shape())
                 if shape != tuple(tensor.shape):
-                    raise CheckpointError(f"{name} has shape {shape}, the model wants {tuple(tensor.shape)}", source=str(path), remedy="use the config.json that belongs to it")
+                    raise CheckpointError(f"{name} has shape {shape}, the model wants {tuple(tensor.shape)}", source=str(path), remedy=_OTHER_CONFIG)
             return {name: file.get_tensor(name) for name in expected}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"is damaged or no safetensors file ({error})", source=str(path), remedy="fetch the checkpoint again") from error
@@ -91,14 +92,15 @@ def load_pocket(path: str | Path | None = None) -> tuple[PocketModel, Tokenizer,
         raise CheckpointError("there is no such folder", source=str(folder), remedy="name a local checkpoint folder, or none for pocket")
     data = read_config(folder)
     if data.get("model_type") != "pocket":
-        raise CheckpointError(f"model_type {data.get('model_type')!r} is not supported yet", source=str(folder / "config.json"), remedy="use a pocket checkpoint")
+        kind = data.get("model_type")
+        raise CheckpointError(f"model_type {kind!r} is not supported yet", source=str(folder / "config.json"), remedy="use a pocket checkpoint")
     try:
         config = PocketConfig.from_dict(data)
         with torch.device("meta"):
             model = PocketModel(config)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"does not describe a pocket model ({reason})", source=str(folder / "config.json"), remedy="fetch the checkpoint again") from error
+        reason = f"does not describe a pocket model ({type(error).__name__}: {error})"
+        raise CheckpointError(reason, source=str(folder / "config.json"), remedy="fetch the checkpoint again") from error
     state = load_state(folder / "model.safetensors", dict(model.state_dict()))
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True)
     _restore_buffers(model)

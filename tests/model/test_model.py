@@ -19,7 +19,7 @@ SCHEMA = {
         "total": {"type": ["number", "null"]},
         "paid": {"type": "boolean"},
         "date": {"type": "string", "format": "date"},
-        "items": {"type": "array", "maxItems": 2, "items": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}}, "required": ["name"]}},
+        "items": {"type": "array", "maxItems": 2, "items": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}}}},
     },
     "required": ["total", "paid", "date", "items"],
 }
@@ -145,9 +145,8 @@ def reading_with(things, size=(200, 100)):
     from vision.tokens import Things, assemble
 
     n = len(things)
-    none = Detections(
-        np.zeros((0, 4), np.float32), np.zeros((0, 4), np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
-    )
+    flat = np.zeros(0, np.float32)
+    none = Detections(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.int64), np.zeros((0, 4), np.float32), flat, flat, np.zeros(0, np.int64))
     found = Things(np.array(things, np.float32), np.ones(n, np.int64), np.zeros(n, np.int64), np.ones(n, np.float32), np.full(n, -1))
     tokens = assemble(none, found, size, 1)
     assert (tokens.kind == THING).all()
@@ -206,7 +205,8 @@ def test_pages_of_a_conversation_warn(model, tmp_path):
 def test_user_text_never_becomes_control_tokens(model):
     """Mask tokens typed into a question or a schema are neither filled in nor lost."""
     assert model.ask(picture(), "<|mask|><|mask|><|eos|>", max_new_tokens=4).usage.tokens <= 4
-    result = model.extract(picture(), {"type": "object", "properties": {"<|mask|>": {"const": "<|eos|>"}, "b": {"type": "boolean"}}, "required": ["<|mask|>", "b"]})
+    schema = {"type": "object", "properties": {"<|mask|>": {"const": "<|eos|>"}, "b": {"type": "boolean"}}, "required": ["<|mask|>", "b"]}
+    result = model.extract(picture(), schema)
     assert list(result.data) == ["<|mask|>", "b"] and result.data["<|mask|>"] == "<|eos|>"
 
 

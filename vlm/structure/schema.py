@@ -214,10 +214,11 @@ class _Parser:
                 return self._choice(node, keyword, pointer, seen)
         kind, nullable = self._type(node, pointer)
         self._refuse_unknown(node, kind, pointer)
-        build: Callable[..., Field] = {
+        builders: dict[str, Callable[..., Field]] = {
             "object": self._object, "array": self._array, "string": self._string, "integer": self._number,
             "number": self._number, "boolean": self._boolean, "enum": self._enum, "const": self._const,
-        }[kind]  # fmt: skip
+        }  # fmt: skip
+        build = builders[kind]
         common = {
             "pointer": pointer,
             "title": self._text(node, "title", pointer),
