@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(f"vlm {VERSION}")
             return 0
+        import vlm  # noqa: F401  says what is wrong with the environment before anything else is imported
         from app import commands
 
         return commands.run(args)

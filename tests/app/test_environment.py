@@ -90,6 +90,16 @@ def test_both_unpacked_into_one_folder(theirs, tmp_path):
     assert done.stdout.startswith("EnvironmentConflictError")
 
 
+def test_what_their_removal_leaves_of_ours(tmp_path):
+    """Uninstalling theirs takes our `kernels/__init__.py` along if theirs was installed over it."""
+    for name in ("vlm", "vision", "app"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "kernels").mkdir()
+    done = python(CONFLICT.format(before=""), [tmp_path], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the package 'kernels' is missing" in done.stdout and "--force-reinstall" in done.stdout
+
+
 def test_command_line_says_it_in_one_line(theirs, tmp_path):
     code = "import sys; from app.cli import main; sys.exit(main(['caption', 'a.png']))"
     done = python(code, [ROOT, theirs], tmp_path)
