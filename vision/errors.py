@@ -27,11 +27,19 @@ class ImageFormatError(ImageError):
 
 
 class ImageTruncatedError(ImageError):
-    """The file ends before the picture does."""
+    """The file ends before the picture does, or is damaged inside."""
 
 
 class ImageTooLargeError(ImageError):
     """More pixels than the limit allows."""
+
+
+class VisionConfigError(VLMError):
+    """A tower or preprocessing configuration that cannot be used."""
+
+
+class DependencyError(VLMError):
+    """An optional package is missing or does not import."""
 
 
 class EnvironmentConflictError(VLMError, ImportError):

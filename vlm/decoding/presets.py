@@ -14,7 +14,7 @@ from vlm.decoding.scorers import ConfidenceScorer
 from vlm.decoding.windows import BlockWindow, FullWindow
 from vlm.errors import OptionError
 
-_COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "reference_quirks": False}
+_COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "banned": (), "reference_quirks": False}
 _LLADA = {"steps_per_block": 32, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
 _DREAM = {"steps": 512, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial"}
 
@@ -42,7 +42,7 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
 
     Args:
         name: one of :data:`PRESETS`.
-        options: any of the preset's own options and temperature, top_k, top_p, max_forwards, reference_quirks.
+        options: any of the preset's own options and temperature, top_k, top_p, max_forwards, banned (ids), reference_quirks.
 
     Raises:
         OptionError: unknown name or option; the message lists what there is.
@@ -59,7 +59,8 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
         parts = _BUILDERS[name.split("-")[0] if name != "one-by-one" else name](o)
     except TypeError as error:
         raise OptionError(f"an option of preset {name!r} has the wrong type: {error}", remedy="see vlm.decoding.presets.PRESETS") from error
-    return Recipe(proposer=proposer, max_forwards=o["max_forwards"], reference_quirks=o["reference_quirks"], **parts)
+    common = {"max_forwards": o["max_forwards"], "banned": tuple(o["banned"]), "reference_quirks": o["reference_quirks"]}
+    return Recipe(proposer=proposer, **common, **parts)
 
 
 def _hint(word: str, known: Any) -> str:

@@ -30,16 +30,16 @@ class Ban:
 
 
 def filter_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Keep the `top_k` best and the smallest set of mass `top_p` (the best token always stays)."""
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
+    """Keep the smallest set of mass `top_p`, then the `top_k` best of it (Dream's order); the best token always stays."""
     if top_p is not None and top_p < 1:
         ordered, index = logits.sort(dim=-1, descending=True)
         before = torch.softmax(ordered, dim=-1).cumsum(dim=-1)
         drop = torch.zeros_like(before, dtype=torch.bool)
         drop[..., 1:] = before[..., :-1] > top_p
         logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), float("-inf"))
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
     return logits
 
 

@@ -58,6 +58,14 @@ def dream_count(masked: int, step: int, steps: int, eps: float = 1e-3) -> int:
     return int(masked * (1 - times[step + 1] / times[step]))
 
 
+def dream_table(masked: int, steps: int, eps: float = 1e-3) -> list[int]:
+    """:func:`dream_count` of every step of a run."""
+    counts = []
+    for step in range(steps):
+        counts.append(dream_count(masked - sum(counts), step, steps, eps))
+    return counts
+
+
 @dataclass
 class TableQuota:
     """A table per block, drawn up when a row enters the block.

@@ -7,7 +7,7 @@ encoded in one go, as the published templates do, but through the encoder that k
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vlm.errors import ConfigError, PromptError
 from vlm.processor.messages import ImagePart, Message, Messages, Part, TextPart, parse_messages
@@ -50,6 +50,7 @@ class Template:
     images_first: bool = True
     max_images: int = 16
     default_system: str | None = None
+    strip_text: bool = False  # blanks around the text of a turn are dropped, as some published templates do
 
     def build(self, messages: Messages, tokenizer: Tokenizer) -> Prompt:
         """The prompt of a conversation; PromptError for what `parse_messages` refuses or too many images."""
@@ -63,6 +64,8 @@ class Template:
             )
         if self.default_system is not None and turns[0].role != "system":
             turns = (Message("system", (TextPart(self.default_system),)), *turns)
+        if self.strip_text:
+            turns = tuple(_stripped(turn) for turn in turns)
         pieces: list[Piece | ImagePart] = [*self.begin]
         for turn in turns:
             frame = self.roles.get(turn.role)
@@ -84,6 +87,16 @@ class Template:
         if isinstance(part, TextPart):
             return [part.text]
         return [*self.image.before, part, *self.image.after]
+
+
+def _stripped(turn: Message) -> Message:
+    """The turn without blanks before its first and after its last part, where those are text."""
+    parts = list(turn.parts)
+    if parts and isinstance(parts[0], TextPart):
+        parts[0] = TextPart(parts[0].text.lstrip())
+    if parts and isinstance(parts[-1], TextPart):
+        parts[-1] = TextPart(parts[-1].text.rstrip())
+    return replace(turn, parts=tuple(parts))
 
 
 def _special(name: str, tokenizer: Tokenizer) -> int:

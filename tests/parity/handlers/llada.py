@@ -1,0 +1,89 @@
+"""LLaDA-8B text: forward, padding, guidance, generation, tables."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tests.parity.cases import Case, Checks, ids_of
+from tests.parity.common import check_hidden, check_prefix_cache, check_prompt, check_run, logits_of, record
+from vlm.decoding.canvas import Canvas
+from vlm.decoding.contracts import Denoiser
+from vlm.decoding.denoiser import BackboneDenoiser, GuidedDenoiser
+from vlm.decoding.loop import Recipe
+from vlm.decoding.presets import preset
+from vlm.decoding.quotas import linear_table
+
+FAMILIES = ("llada",)
+
+
+def _logits(case: Case, checks: Checks) -> None:
+    backbone, ids = case.fixture.model().model.backbone, case.input("ids")
+    checks.close("logits", logits_of(backbone, ids), case.tensor("logits"))
+    check_hidden(case, checks, backbone, ids)
+    check_prefix_cache(checks, backbone, ids, case.data["prompt_length"])
+
+
+def _padded(case: Case, checks: Checks) -> None:
+    backbone = case.fixture.model().model.backbone
+    for side in ("left", "right"):
+        ids, valid = case.input(f"{side}_ids"), case.input(f"{side}_mask").bool()
+        checks.close(f"{side}_masked", logits_of(backbone, ids, valid), case.tensor(f"{side}_masked"), where=valid)
+        checks.close(f"{side}_mask_ignored", logits_of(backbone, ids), case.tensor(f"{side}_mask_ignored"))
+
+
+def _cfg(case: Case, checks: Checks) -> None:
+    ids, length = case.input("ids"), case.data["prompt_length"]
+    canvas = _canvas(case, ids[:, length:])
+    yes, no = _denoisers(case, ids[:, :length], None)
+    everything = torch.ones_like(canvas.ids, dtype=torch.bool)
+    checks.close("unconditional", no(canvas, everything).logits.unsqueeze(0), case.tensor("unconditional"))
+    for name in case.data["tensors"]:
+        if name.startswith("guided_"):
+            guided = GuidedDenoiser(yes, no, float(name.removeprefix("guided_")))
+            checks.close(name, guided(canvas, everything).logits.unsqueeze(0), case.tensor(name))
+
+
+def _canvas(case: Case, ids: Tensor) -> Canvas:
+    backbone = case.fixture.model().config.backbone
+    rows = [[None if i == backbone.mask_token_id else i for i in row] for row in ids.tolist()]
+    return Canvas.from_rows(rows, mask_id=backbone.mask_token_id, pad_id=backbone.pad_token_id)
+
+
+def _denoisers(case: Case, prompt: Tensor, valid: Tensor | None) -> tuple[Denoiser, Denoiser]:
+    backbone = case.fixture.model().model.backbone
+    nothing = torch.full_like(prompt, backbone.config.mask_token_id)
+    return BackboneDenoiser(backbone, prompt, valid, rule="full"), BackboneDenoiser(backbone, nothing, valid, rule="full")
+
+
+def recipe(case: Case, settings: dict[str, object]) -> Recipe:
+    """The published sampler's arguments as our preset."""
+    length, block = int(str(settings["gen_length"])), int(str(settings["block_length"]))
+    meta = case.fixture.meta
+    return preset(
+        "llada", steps_per_block=int(str(settings["steps"])) // (length // block), block_length=block, temperature=settings["temperature"],
+        ignore_confidence_of=ids_of(meta, "eos_token_id", "eot_token_id") if settings.get("confidence_eos_eot_inf") else (),
+        banned=ids_of(meta, "eos_token_id") if settings.get("logits_eos_inf") else (), reference_quirks=True,
+    )  # fmt: skip
+
+
+def _generation(case: Case, checks: Checks) -> None:
+    config, settings = case.fixture.model().config.backbone, case.settings()
+    prompt = case.input("input_ids")
+    valid = case.input("attention_mask") if case.has_input("attention_mask") else None
+    yes, no = _denoisers(case, prompt, valid)
+    denoiser = GuidedDenoiser(yes, no, settings["cfg_scale"]) if settings.get("cfg_scale") else yes
+    canvas = Canvas.blank(len(prompt), settings["gen_length"], mask_id=config.mask_token_id, pad_id=config.pad_token_id)
+    check_run(case, checks, record(denoiser, canvas, recipe(case, settings)))
+
+
+def _schedules(case: Case, checks: Checks) -> None:
+    for table in case.data["tables"]:
+        masks, steps = table["masks"], table["steps"]
+        ours = [linear_table(n, steps) for n in masks] if isinstance(masks, list) else linear_table(masks, steps)
+        checks.equal(f"{masks}/{steps}", ours, table["counts"])
+
+
+HANDLERS = {
+    "prompt": check_prompt, "logits": _logits, "padded_batch": _padded, "cfg": _cfg, "generation": _generation, "schedule_tables": _schedules,
+}  # fmt: skip
