@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vision.adapter import VisualBatch
 from vision.reading import Reading, fast_bf16, read_picture
-from vision.tokens import ROW_END, THING, VisualTokens
+from vision.tokens import CHAR, ROW_END, THING, VisualTokens
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Prediction
 from vlm.families.pocket import PocketModel, Prefix
@@ -30,7 +30,8 @@ class Places:
 
     def union(self, sources: Sequence[int], picture: int = 0) -> Box | None:
         """Union box of the pointed-at entries on one picture, blanks and row ends left out; None if there are none."""
-        found = [self.boxes[s] for s in sources if 0 <= s < len(self.boxes) and self.picture[s] == picture and self.kinds[s] <= THING and self.kinds[s] in (0, THING)]
+        shown = [s for s in sources if 0 <= s < len(self.boxes) and self.picture[s] == picture]
+        found = [self.boxes[s] for s in shown if self.kinds[s] in (CHAR, THING)]
         if not found:
             return None
         return (min(b[0] for b in found), min(b[1] for b in found), max(b[2] for b in found), max(b[3] for b in found))
