@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from vision.towers.contract import Layout, number
 def import_timm() -> Any:
     """The timm package; raises DependencyError if it is missing or does not import here."""
     try:
-        import timm
+        timm = importlib.import_module("timm")
     except Exception as error:  # a torchvision built for another torch raises RuntimeError
         raise DependencyError(f"timm does not import ({error})", source="timm tower", remedy="install the extra: pip install 'diffusion-vlm[timm]'") from error
     return timm
@@ -30,6 +31,7 @@ class TimmTower(nn.Module):
 
     layout: Layout = "views"
     merge = 1
+    ignored = (r"(head|fc_norm|attn_pool)\..*",)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -50,10 +52,6 @@ class TimmTower(nn.Module):
         if self.select_layer is not None and not -self._depth <= int(self.select_layer) < 0:
             raise VisionConfigError(f"select_layer {self.select_layer}", source="timm tower", remedy=f"None or -{self._depth}..-1")
         self.model = model
-
-    def ignores(self, key: str) -> bool:
-        """Classifier and pooling head."""
-        return key.startswith(("head.", "fc_norm.", "attn_pool."))
 
     def forward(self, pixel_values: Tensor, grid: Tensor | None = None) -> Tensor:
         """Patch features [V, side * side, width]; class and register tokens are left out.
