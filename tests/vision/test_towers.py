@@ -256,7 +256,7 @@ def timm_missing():
 
 
 @pytest.mark.skipif(bool(timm_missing()), reason=timm_missing() or "timm is there")
-@pytest.mark.parametrize(("name", "layer"), [("vit_tiny_patch16_224", None), ("vit_tiny_patch16_224", -2), ("vit_base_patch14_reg4_dinov2", None)])
+@pytest.mark.parametrize(("name", "layer"), [("vit_tiny_patch16_224", None), ("vit_tiny_patch16_224", -2), ("vit_tiny_patch16_224", -1), ("vit_base_patch14_reg4_dinov2", None)])
 def test_timm(name, layer):
     tower = build_tower("timm", {"model_name": name, "image_size": 112}, select_layer=layer).eval()
     model = tower.model

@@ -117,7 +117,7 @@ class Packing:
         return side**2 + height * (width + self.newline)
 
     def _kept(self, size: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of what is not letterbox."""
+        """Top, left, height and width of what is not letterbox; of a very narrow picture nothing may be left, as in the reference."""
         if not self.unpad:
             return 0, 0, height, width
         if size[0] / size[1] > width / height:

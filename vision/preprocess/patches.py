@@ -141,6 +141,9 @@ def naflex_size(size: tuple[int, int], patch: int, max_patches: int) -> tuple[in
     """Width and height, multiples of the patch, of the largest scaled picture that has at most `max_patches` patches.
 
     The scale is searched by halving, and sides are rounded up, as the reference does it.
+
+    Raises:
+        ImageFormatError: so narrow that the smallest scale searched still has more patches.
     """
 
     def scaled(scale: float) -> tuple[int, int]:
@@ -155,7 +158,10 @@ def naflex_size(size: tuple[int, int], patch: int, max_patches: int) -> tuple[in
             low = middle
         else:
             high = middle
-    return scaled(low)
+    width, height = scaled(low)
+    if width // patch * (height // patch) > max_patches:
+        raise ImageFormatError(f"{size[0]} x {size[1]} pixels: too narrow for {max_patches} patches", source="image", remedy="cut it into parts")
+    return width, height
 
 
 def naflex_patches(
@@ -169,8 +175,6 @@ def naflex_patches(
     for i, image in enumerate(images):
         values = normalize(resize(image, naflex_size(image.size, patch, max_patches), how, backend))  # [3,H,W]
         rows, columns = values.shape[1] // patch, values.shape[2] // patch
-        if rows * columns > max_patches:
-            raise ImageFormatError(f"{image.width} x {image.height} pixels: too narrow for {max_patches} patches", source="image", remedy="cut it into parts")
         cells = values.view(3, rows, patch, columns, patch).permute(1, 3, 2, 4, 0)
         pixels[i, : rows * columns] = cells.reshape(rows * columns, -1)
         grid[i] = torch.tensor((rows, columns))

@@ -25,8 +25,8 @@ class TimmTower(nn.Module):
     """A ViT of timm without its head; layout "views". State-dict names are those of timm.
 
     Args:
-        config: ``model_name`` (required), ``image_size``, and ``select_layer``: None or -1 for the last block after the
-            final norm, -2 for the block before it, and so on, before the norm.
+        config: ``model_name`` (required), ``image_size``, and ``select_layer``: -1 for the last block, -2 for the one before
+            it, and so on, before the final norm; None for the last after it.
     """
 
     layout: Layout = "views"
@@ -62,7 +62,7 @@ class TimmTower(nn.Module):
         if grid is not None or pixel_values.ndim != 4 or pixel_values.shape[-1] != self.image_size or pixel_values.shape[-2] != self.image_size:
             raise VisionConfigError(f"pixel_values of shape {tuple(pixel_values.shape)}", source="timm tower", remedy=f"views of side {self.image_size}")
         pixels = pixel_values.to(next(self.model.parameters()).dtype)
-        if self.select_layer is None or int(self.select_layer) == -1:
+        if self.select_layer is None:
             tokens: Tensor = self.model.forward_features(pixels)
             return tokens[:, int(getattr(self.model, "num_prefix_tokens", 0)) :]
         chosen = self.model.forward_intermediates(
