@@ -121,8 +121,6 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0,
         ids, score = step[0].proposal[chosen], step[0].score[chosen]
         source, weight = (None, None) if step_prediction_source is None else (step_prediction_source[0][chosen], step_prediction_source[1][chosen])
         canvas.commit(picked, ids, score, source, weight)
-        if recipe.joint is not None:
-            recipe.joint.committed(canvas, picked)
         if recipe.reviser is not None:
             recipe.reviser(canvas)
         if recipe.length is not None:
