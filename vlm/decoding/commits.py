@@ -50,7 +50,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Every cell with score >= tau (Fast-dLLM, arXiv:2505.22618)."""
+    """Every cell with score >= tau, and the surest of each row (Fast-dLLM, arXiv:2505.22618)."""
 
     tau: float = 0.9
 
@@ -60,7 +60,7 @@ class Threshold:
 
     def __call__(self, step: Step) -> Tensor:
         """[N] bool."""
-        return step.score >= self.tau
+        return (step.score >= self.tau) | (ranks(step) == 0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Factor:
         count = good.clamp_min(1)
         if self.reference_quirks:
             total = there.sum(dim=1)
-            count = torch.where((count == total - 1) & (good > 0), total, count)
+            count = torch.where(count == total - 1, total, count)
         return ranks(step) < count[step.row]
 
 

@@ -115,7 +115,10 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0,
         step_prediction_source = step[1]
         chosen = _choose(step[0], window, quota, commit, recipe, final)
         if recipe.reference_quirks:
+            stuck = bool(chosen.any())
             chosen &= step[0].proposal != canvas.mask_id  # released code writes the mask token: the cell stays as it is
+            if stuck and not bool(chosen.any()):
+                return
         picked = torch.zeros_like(cells)
         picked[cells] = chosen
         ids, score = step[0].proposal[chosen], step[0].score[chosen]

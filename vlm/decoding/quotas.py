@@ -13,6 +13,10 @@ from vlm.decoding.contracts import Step
 from vlm.errors import OptionError
 
 
+#: Curves of :func:`shaped_table`.
+SHAPES = ("shift", "cosine", "linear", "logit_normal")
+
+
 def linear_table(masks: int, steps: int) -> list[int]:
     """LLaDA: floor(masks / steps) each, the remainder one more in the first steps."""
     base, rest = divmod(masks, steps)
@@ -24,7 +28,8 @@ def shaped_table(masks: int, steps: int, shape: str = "shift", shift: float = 1 
 
     Args:
         masks: cells to fill; steps: at most one step per cell is used.
-        shape: 'shift' s(t) = a t / (1 + (a - 1) t); 'cosine' s(t) = 1 - (1 + cos(pi t)) / 2; 'linear' s(t) = t.
+        shape: 'shift' s(t) = a t / (1 + (a - 1) t); 'cosine' s(t) = 1 - (1 + cos(pi t)) / 2; 'linear' s(t) = t;
+            'logit_normal' s(t) = Phi(ln(t / (1 - t))).
         shift: a of the shift curve; 1/3 commits many cells early, 3 few.
     """
     steps = max(1, min(steps, masks))
@@ -35,8 +40,10 @@ def shaped_table(masks: int, steps: int, shape: str = "shift", shift: float = 1 
         curve = 1 - 0.5 * (1 + torch.cos(math.pi * times))
     elif shape == "linear":
         curve = times
+    elif shape == "logit_normal":
+        curve = torch.special.ndtr(torch.logit(times))
     else:
-        raise OptionError(f"unknown schedule {shape!r}", remedy="use 'shift', 'cosine' or 'linear'")
+        raise OptionError(f"unknown schedule {shape!r}", remedy=f"use one of {', '.join(SHAPES)}")
     ends = (curve * masks).to(torch.int64)
     counts = (ends[1:] - ends[:-1]).clamp_min(1).tolist()
     surplus = sum(counts) - masks
@@ -71,7 +78,7 @@ class TableQuota:
     """A table per block, drawn up when a row enters the block.
 
     Args:
-        steps: steps per block. shape: 'even' (LLaDA), 'shift', 'cosine' or 'linear' (LaViDa). shift: see
+        steps: steps per block. shape: 'even' (LLaDA), or one of :data:`SHAPES` (LaViDa). shift: see
             :func:`shaped_table`.
     """
 
@@ -84,8 +91,8 @@ class TableQuota:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise OptionError(f"steps is {self.steps}", remedy="use 1 or more")
-        if self.shape not in ("even", "shift", "cosine", "linear"):
-            raise OptionError(f"unknown schedule {self.shape!r}", remedy="use 'even', 'shift', 'cosine' or 'linear'")
+        if self.shape != "even" and self.shape not in SHAPES:
+            raise OptionError(f"unknown schedule {self.shape!r}", remedy=f"use 'even' or one of {', '.join(SHAPES)}")
 
     def start(self, canvas: Canvas) -> TableQuota:
         """A copy without history."""
@@ -100,11 +107,12 @@ class TableQuota:
             if n == 0:
                 out.append(0)
                 continue
-            if number != self._block[row] or not self._table[row]:
+            if number != self._block[row]:
                 self._block[row] = number
                 table = linear_table(n, self.steps) if self.shape == "even" else shaped_table(n, self.steps, self.shape, self.shift)
                 self._table[row] = table[::-1]
-            out.append(self._table[row].pop())
+            # released code may propose the mask token and so outlast its table
+            out.append(self._table[row].pop() if self._table[row] else 1)
         return torch.tensor(out)
 
 
