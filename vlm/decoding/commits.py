@@ -98,19 +98,28 @@ class Factor:
         return ranks(step) < count[step.row]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ThresholdElseQuota:
-    """Dimple's confident decoding (arXiv:2505.16990): all cells with score > gamma, else the quota's surest."""
+    """Dimple's confident decoding (arXiv:2505.16990): all cells with score > gamma, else the quota's surest.
+
+    Args:
+        gamma: threshold. steps: of the whole run; the last one takes everything. None: no last step.
+    """
 
     gamma: float = 0.95
+    steps: int | None = None
+    _done: int = field(default=0, repr=False)
 
     def start(self, canvas: Canvas) -> ThresholdElseQuota:
-        """No state."""
-        return self
+        """A copy at step 0."""
+        return ThresholdElseQuota(self.gamma, self.steps)
 
     def __call__(self, step: Step) -> Tensor:
         """[N] bool."""
         assert step.quota is not None
+        self._done += 1
+        if self.steps is not None and self._done >= self.steps:
+            return torch.ones(len(step.row), dtype=torch.bool)
         sure = step.score > self.gamma
         some = torch.zeros(step.cells.shape[0], dtype=torch.bool).index_put((step.row,), sure, accumulate=True)
         return torch.where(some[step.row], sure, ranks(step) < step.quota[step.row])

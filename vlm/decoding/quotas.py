@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,9 +143,32 @@ class DreamQuota:
         return torch.tensor(out)
 
 
+@cache
+def _grid(steps: int, eps: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """[steps + 1] times from 1 to `eps`, float32 as the published code has them."""
+    return np.asarray(torch.linspace(1, eps, steps + 1).numpy())
+
+
+def dimple_count(masked: int, total: int, step: int, steps: int, eps: float = 1e-3) -> int:
+    """Dimple (arXiv:2505.16990): go on to the next time below the present share of masks that commits anything.
+
+    Args:
+        masked: cells left of `total`. step: number of the step, from 0, of `steps`.
+    """
+    if step >= steps - 1 or masked == 0:
+        return masked
+    times, share = _grid(steps, eps), np.float32(masked / total)
+    below = int(np.argmax(times < share)) if bool((times < share).any()) else steps
+    for at in range(max(below, step + 1), steps):
+        count = int(np.float32(masked) * (np.float32(1) - times[at] / share))
+        if count >= 1:
+            return count
+    return masked
+
+
 @dataclass
 class DimpleQuota:
-    """Dimple's fallback (arXiv:2505.16990): the next time below the present share of masks that commits anything.
+    """Dimple's fallback, :func:`dimple_count` of each row.
 
     Args:
         steps: of the whole run; None: as many as a row has cells. eps: last time.
@@ -160,18 +186,6 @@ class DimpleQuota:
     def __call__(self, step: Step, block: Tensor) -> Tensor:
         """[B] counts."""
         left = torch.bincount(step.row, minlength=len(self._cells)).tolist()
-        out = []
-        for n, total in zip(left, self._cells, strict=True):
-            steps = self.steps or max(total, 1)
-            if self._done >= steps - 1:
-                out.append(n)
-                continue
-            share = n / max(total, 1)
-            # smallest later step whose time lies below the share far enough for one commit
-            wanted = share * (1 - 1 / n) if n else 0.0
-            at = math.ceil((1 - wanted) / (1 - self.eps) * steps - 1e-9)
-            at = max(at, self._done + 1)
-            time = 1 + (self.eps - 1) * min(at, steps) / steps
-            out.append(max(1, int(n * (1 - time / share) + 1e-9)) if n else 0)
+        out = [dimple_count(n, total, self._done, self.steps or max(total, 1), self.eps) for n, total in zip(left, self._cells, strict=True)]
         self._done += 1
         return torch.tensor(out)
