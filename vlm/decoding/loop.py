@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -81,14 +81,14 @@ class Frame:
     forwards: Tensor
 
 
-def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0, noise: Noise | None = None) -> Iterator[Frame]:
+def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Sequence[int] = 0, noise: Noise | None = None) -> Iterator[Frame]:
     """Fill the canvas in place, yielding a frame per step.
 
     Args:
         denoiser: the model behind its prefix.
         canvas: changed in place; what is frozen stays.
         recipe: the method.
-        seed: of all random draws; rows draw independently, so a batch equals its rows alone.
+        seed: of all random draws, one or one for each row; rows draw independently, so a batch equals its rows alone.
         noise: replaces the seeded generators (recorded draws in tests).
 
     Raises:
@@ -176,7 +176,7 @@ def _choose(step: Step, window: Window, quota: Quota | None, commit: CommitRule,
     return chosen | (~some[step.row] & (step.column == best[step.row]))
 
 
-def run(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0, noise: Noise | None = None) -> Canvas:
+def run(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Sequence[int] = 0, noise: Noise | None = None) -> Canvas:
     """Decode to the end; returns the canvas."""
     for _ in decode(denoiser, canvas, recipe, seed=seed, noise=noise):
         pass
