@@ -96,14 +96,13 @@ class LogitTransform(Protocol):
 
 
 class JointProposer(Protocol):
-    """Proposes cells together (the slots of a scaffold): the tokens of one step must fit each other."""
+    """Proposes cells together (the slots of a scaffold): the tokens of one step must fit each other.
+
+    Whatever it needs to know about earlier steps it reads off the canvas.
+    """
 
     def propose(self, canvas: Canvas, cells: Tensor, logits: Tensor) -> tuple[Tensor, Tensor] | None:
         """(ids [N], score [N]) of the asked cells, or None when it governs none of them."""
-        ...
-
-    def committed(self, canvas: Canvas, cells: Tensor) -> None:
-        """Told after each commit which cells [B, L] were written."""
         ...
 
 
