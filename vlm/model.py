@@ -336,7 +336,7 @@ class DiffusionVLM:
     def _fill(self, prompts: list[Prompt], pictures: list[list[Reading]], scaffold: Scaffold, recipe: tuple[Recipe, int]) -> list[Result]:
         """Fill the slots of a scaffold behind prompts."""
         start = time.perf_counter()
-        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold))
+        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), scaffold)
         special = self.tokenizer.special
         rows = scaffold.to_canvas_rows()
         cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
