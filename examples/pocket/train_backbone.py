@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, Full
 from typing import Any
@@ -22,20 +22,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.pocket.curriculum import draw
+from examples.pocket.curriculum import STAGES, draw
 from examples.pocket.lessons import Lesson, LessonMaker, see
 from examples.pocket.options import add_training_options, trainer_config
 from examples.pocket.reading import Reader
 from vision.adapter import VisualBatch
 from vision.tokens import VisualTokens
-from vlm.families.pocket import PackedPocket, PocketModel
+from vlm.backbone.slots import join
+from vlm.families.pocket import PackedPocket, PocketModel, Slots, Words
 from vlm.processor.tokenizer import Tokenizer
+from vlm.processor.words import prompt_words
 from vlm.training.losses import NOWHERE, UNKNOWN, masked_cross_entropy, pad_weights, pointer_loss
 from vlm.training.masking import views
 from vlm.training.trainer import Trainer
 
+TOKENIZER = Tokenizer.pocket()
 #: Control tokens before the picture and after the text, as the pocket template sets them.
-FRAME = ([Tokenizer.pocket().special[n] for n in ("<|bos|>", "<|user|>")], [Tokenizer.pocket().special[n] for n in ("<|end|>", "<|assistant|>")])
+FRAME = ([TOKENIZER.special[n] for n in ("<|bos|>", "<|user|>")], [TOKENIZER.special[n] for n in ("<|end|>", "<|assistant|>")])
 #: A page with its lessons: visual tokens, features [F, n] of their cells (or None), canvases.
 Item = tuple[VisualTokens, np.ndarray | None, list[Lesson]]
 
@@ -47,6 +50,7 @@ class Settings:
     reader: str
     seed: int
     error: float
+    stage: str = "full"
     max_tokens: int = 640
     max_canvas: int = 288
 
@@ -56,13 +60,13 @@ class ItemMaker:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.lessons = LessonMaker(Tokenizer.pocket())
+        self.lessons = LessonMaker(TOKENIZER)
         self.reader = Reader.from_checkpoint(Path(settings.reader)) if settings.reader != "none" else None
 
     def __call__(self, n: int) -> Item:
         rng = np.random.default_rng((self.settings.seed, n))
         while True:
-            sample = draw(rng)
+            sample = draw(rng, self.settings.stage)
             if self.reader is None:
                 tokens, features = see(sample, rng, float(rng.beta(1, 12)) * self.settings.error), None
             else:
@@ -139,7 +143,8 @@ class Batch:
     ids: Tensor
     valid: Tensor
     answer: Tensor
-    slot_index: Tensor
+    slots: Slots
+    words: Words
     pointer: Tensor
     masks: Tensor
     tasks: list[str]
@@ -166,10 +171,12 @@ def collate(pages: list[Item], width: int) -> Batch:
     prompt = torch.zeros(len(texts), max(width_of), dtype=torch.long)
     prompt_valid = torch.zeros_like(prompt, dtype=torch.bool)
     media = torch.zeros_like(prompt_valid)
+    written = []
     for i, (t, x) in enumerate(zip(tokens, texts, strict=True)):
         ids = [*FRAME[0], *[0] * len(t), *x, *FRAME[1]]
         prompt[i, : len(ids)] = torch.tensor(ids)
         prompt_valid[i, : len(ids)] = True
+        written.append(ids)
         media[i, len(FRAME[0]) : len(FRAME[0]) + len(t)] = True
     length = max(len(x.ids) for x in lessons)
 
@@ -183,9 +190,11 @@ def collate(pages: list[Item], width: int) -> Batch:
     for i, lesson in enumerate(lessons):
         valid[i, : len(lesson.ids)] = True
     answer = padded("answer", 0, torch.bool)
+    slots = Slots.of(padded("slot_index", 0, torch.long), join([x.slots for x in lessons], length))
+    rows, word = prompt_words(written, TOKENIZER, prompt.shape[1])
     return Batch(
-        visual_batch, prompt, prompt_valid, media, torch.tensor(row), padded("ids", 0, torch.long), valid, answer,
-        padded("slot_index", 0, torch.long), padded("pointer", NOWHERE, torch.long), views(answer), [x.task for x in lessons],
+        visual_batch, prompt, prompt_valid, media, torch.tensor(row), padded("ids", 0, torch.long), valid, answer, slots,
+        Words(torch.from_numpy(rows), torch.from_numpy(word)), padded("pointer", NOWHERE, torch.long), views(answer), [x.task for x in lessons],
     )  # fmt: skip
 
 
@@ -215,9 +224,10 @@ class LessonObjective:
         masks, count = batch.masks, batch.masks.shape[1]
         here = batch.valid.unsqueeze(1).expand_as(masks)  # [N, V, L]
         asked = masks[here]  # [T] every view of every canvas, end to end
-        ids, slots = (t.unsqueeze(1).expand_as(masks)[here] for t in (batch.ids, batch.slot_index))
+        ids, index, slot = (t.unsqueeze(1).expand_as(masks)[here] for t in (batch.ids, batch.slots.index, batch.slots.slot))
+        slots = replace(batch.slots, index=index, slot=slot)
         lengths, rows = batch.valid.sum(1).repeat_interleave(count).tolist(), batch.row.repeat_interleave(count).tolist()
-        behind = self.model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.visual)
+        behind = self.model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.words, batch.visual)
         logits, scores = self.model.cells(ids.masked_fill(asked, self.mask), slots, asked, lengths, rows, behind)
         target, pointer = self.targets(batch)
         text = masked_cross_entropy(logits, target, pad_weights(target, self.pad, self.pad_weight), totals["text"])
@@ -293,6 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_options(parser, minutes=30, adam_lr=2e-3, threads=1)
     parser.add_argument("--reader", default="none")
+    parser.add_argument("--stage", default="full", choices=list(STAGES))
     parser.add_argument("--cells", type=int, default=6000, help="prefix and canvas cells a batch")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--error", type=float, default=1.0)
@@ -303,12 +314,12 @@ def main() -> None:
     model = PocketModel()
     model.tower.requires_grad_(False)
     data = LessonBatches(
-        Settings(args.reader, args.seed, args.error), model.config.reader.width, workers=args.workers, budget=args.cells,
+        Settings(args.reader, args.seed, args.error, args.stage), model.config.reader.width, workers=args.workers, budget=args.cells,
         method="fork" if args.device == "cpu" else "spawn",
     )  # fmt: skip
     trainer = Trainer(
         model, LessonObjective(PackedPocket(model, compile=not args.no_compile)), data, trainer_config(args, log_every=25), args.out,
-        averaged=torch.nn.ModuleDict({"adapter": model.adapter, "backbone": model.backbone}), fresh=args.fresh, new_schedule=args.new_schedule,
+        averaged=torch.nn.ModuleDict({name: part for name, part in model.named_children() if name != "tower"}), fresh=args.fresh, new_schedule=args.new_schedule,
     )  # fmt: skip
     trainer.run()
 

@@ -26,9 +26,10 @@ EMPTY_CHAR, EMPTY_THING = 0.1, 0.02
 
 
 class ShardBatches:
-    """Endless shuffled batches; shards that appear while training runs are taken up at the next round.
+    """Endless batches, each from one shard drawn at random, so that kinds of pages alternate; all shards stay in memory.
 
-    Every choice is drawn from a generator named by seed and place, so that the place alone says how to go on.
+    Shards that appear while training runs are taken up. Batch `n` is drawn by a generator of its own, so that its number
+    and the shards known by then say how to go on.
 
     Args:
         folder: holds ``shard-NNNNN.npz`` files. size: pages of a batch.
@@ -36,40 +37,35 @@ class ShardBatches:
 
     def __init__(self, folder: Path, size: int, seed: int) -> None:
         self.folder, self.size, self.seed = folder, size, seed
+        self.number = 0
         self.names: list[str] = []
-        self.round, self.place, self.start = -1, 0, 0
-        self._shard: dict[str, np.ndarray] | None = None
+        self._shards: dict[str, dict[str, np.ndarray]] = {}
 
     def __next__(self) -> Batch:
-        while self._shard is None or self.start + self.size > len(self._shard["pixels"]):
-            if self._shard is not None:
-                self.place, self.start = self.place + 1, 0
-            if self.place >= len(self.names):
-                self._next_round()
-            self._shard = dict(np.load(self.folder / self.names[self.place]))
-        order = np.random.default_rng((self.seed, self.round, self.place)).permutation(len(self._shard["pixels"]))
-        rows = np.sort(order[self.start : self.start + self.size])
-        rng = np.random.default_rng((self.seed, self.round, self.place, self.start))
-        self.start += self.size
-        return augment({k: torch.from_numpy(v[rows]) for k, v in self._shard.items()}, rng)
+        if self.number % 50 == 0 or not self.names:
+            self.names = sorted(p.name for p in self.folder.glob("shard-*[0-9].npz"))
+            if not self.names:
+                raise SystemExit(f"no shards in {self.folder}: run examples.pocket.render_reader first")
+        rng = np.random.default_rng((self.seed, self.number))
+        self.number += 1
+        pages = np.array([len(self._shard(name)["pixels"]) for name in self.names])
+        shard = self._shard(self.names[int(rng.choice(len(pages), p=pages / pages.sum()))])
+        rows = np.sort(rng.choice(len(shard["pixels"]), self.size, replace=False))
+        return augment({k: torch.from_numpy(v[rows]) for k, v in shard.items()}, rng)
 
-    def _next_round(self) -> None:
-        self.names = sorted(p.name for p in self.folder.glob("shard-*[0-9].npz"))
-        if not self.names:
-            raise SystemExit(f"no shards in {self.folder}: run examples.pocket.render_reader first")
-        self.round, self.place, self.start = self.round + 1, 0, 0
-        np.random.default_rng((self.seed, self.round)).shuffle(self.names)
+    def _shard(self, name: str) -> dict[str, np.ndarray]:
+        if name not in self._shards:
+            self._shards[name] = dict(np.load(self.folder / name))
+        return self._shards[name]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch begins."""
-        return {"names": list(self.names), "round": self.round, "place": self.place, "start": self.start, "size": self.size}
+        """Number of the next batch and the shards known."""
+        return {"number": self.number, "names": list(self.names)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there."""
-        self.names, self.round, self.place, self.start = list(state["names"]), state["round"], state["place"], state["start"]
-        self._shard = None
-        if state["size"] != self.size or not all((self.folder / n).exists() for n in self.names):
-            self.names, self.place, self.start = [], 0, 0  # other data than before: a new round
+        """Go on there; shards that are gone are left out."""
+        self.number = state["number"]
+        self.names = [name for name in state["names"] if (self.folder / name).exists()]
 
 
 def augment(batch: Batch, rng: np.random.Generator) -> Batch:
