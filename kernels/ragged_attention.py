@@ -44,7 +44,7 @@ def ragged_attention(
     adds the gradients of shared past entries in place. Elsewhere the rows are padded into one fused call.
     """
     if q.device.type == "cpu":
-        return _ByRow.apply(q, k, v, *(past or (None, None)), tuple(spans))  # type: ignore[no-any-return]
+        return _ByRow.apply(q, k, v, *(past or (None, None)), tuple(spans))  # type: ignore[no-untyped-call]
     return _padded(q, k, v, spans, past)
 
 
@@ -58,7 +58,7 @@ class _ByRow(torch.autograd.Function):
     """One matrix product per row and head; softmax over the row's own keys only."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, past_k: Tensor | None, past_v: Tensor | None, spans: tuple[Span, ...]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, past_k: Tensor | None, past_v: Tensor | None, spans: tuple[Span, ...]) -> Tensor:
         q = q * q.shape[-1] ** -0.5
         out = torch.empty_like(q)
         weights = []
@@ -72,7 +72,7 @@ class _ByRow(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *rest = ctx.saved_tensors
         past_k, past_v = (rest[0], rest[1]) if ctx.has_past else (None, None)
         weights = rest[2:] if ctx.has_past else rest

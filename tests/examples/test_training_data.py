@@ -29,7 +29,8 @@ def shards(tmp_path_factory):
     """Two shards of three small pages, one with things."""
     folder = tmp_path_factory.mktemp("shards")
     for n in range(2):
-        pages = [[a[..., :10, :12] if a.dtype != np.uint8 or a.ndim != 3 or a.shape[-1] != 3 else a[:80, :96] for a in render_mosaic(10 * n + i)] for i in range(3)]
+        pages = [render_mosaic(10 * n + i) for i in range(3)]
+        pages = [(pixels[:80, :96], *(t[..., :10, :12] for t in targets)) for pixels, *targets in pages]
         rows = {k: np.stack([p[i] for p in pages]) for i, k in enumerate(("pixels", "classes", "boxes", "blanks"))}
         if n:
             things = np.zeros((3, 10, 12), np.uint8)

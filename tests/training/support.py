@@ -8,7 +8,7 @@ import torch
 from examples.pocket.lessons import Lesson
 from vision.reader import ALPHABET, ReaderConfig
 from vision.tokens import CHAR, PLACE, THING, VisualTokens
-from vision.words import FEATURES, Lexicon, features_of
+from vision.words import Lexicon, features_of
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.copy_head import CopyHeadConfig
 from vlm.backbone.slots import KEY_WORDS, SlotTable
@@ -57,7 +57,8 @@ def random_lesson(rng: np.random.Generator, entries: int, instruction: list[int]
     ids = rng.integers(272, 360, n)
     answer = np.array(index) > 0
     ids[answer & (rng.random(n) < 0.2)] = 0
-    keys = np.stack([np.zeros((KEY_WORDS, FEATURES), np.int64), *(np.stack([features_of(str(rng.choice(WORDS))) for _ in range(KEY_WORDS)]) for _ in range(count))])
+    keys = np.array([[features_of(str(rng.choice(WORDS))) for _ in range(KEY_WORDS)] for _ in range(count + 1)])
+    keys[0] = 0
     table = SlotTable(np.array(slot), keys, np.array([0, *rng.integers(1, 5, count)]), np.array([0, *rng.integers(0, 3, count)]))
     pointer = rng.choice([NOWHERE, UNKNOWN, *range(entries)], n)
     return Lesson(instruction, ids, answer, np.array(index), pointer, str(rng.choice(["extract", "ask", "read"])), table)

@@ -23,7 +23,7 @@ class TrainingLog:
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(path.with_suffix(".events")))  # type: ignore[no-untyped-call]
+            self._events = SummaryWriter(str(path.with_suffix(".events")))
 
     def row(self, step: int, values: Mapping[str, float], group: str | None = None) -> None:
         """One row at `step`; values of a `group` are nested under its name."""

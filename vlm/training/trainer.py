@@ -231,7 +231,7 @@ def move(value: T, device: torch.device) -> T:
     if isinstance(value, dict):
         return {k: move(v, device) for k, v in value.items()}  # type: ignore[return-value]
     if isinstance(value, (list, tuple)):
-        return type(value)(move(v, device) for v in value)  # type: ignore[return-value]
+        return type(value)(move(v, device) for v in value)
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{f.name: move(getattr(value, f.name), device) for f in fields(value)})
     return value
