@@ -12,11 +12,13 @@ from torch import Tensor
 from vision.adapter import VisualBatch
 from vision.reading import Reading, fast_bf16, read_picture
 from vision.tokens import CHAR, ROW_END, THING, VisualTokens
+from vlm.backbone.slots import SlotTable
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Prediction
-from vlm.families.pocket import PocketModel, Prefix
+from vlm.families.pocket import PocketModel, Prefix, Slots, Words
 from vlm.processor.prompt import Prompt, check_context
 from vlm.processor.tokenizer import Tokenizer
+from vlm.processor.words import prompt_words
 from vlm.results import Box
 
 
@@ -38,11 +40,12 @@ class Places:
 
 
 class PocketDenoiser:
-    """A pocket model behind encoded prompts."""
+    """A pocket model behind encoded prompts; all rows fill the slots of `table`."""
 
-    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places]) -> None:
+    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable) -> None:
         self.model, self.prefix, self.places = model, prefix, places
         self.vocab_size = model.config.backbone.vocab_size
+        self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, cells: Tensor) -> Prediction:
@@ -51,14 +54,12 @@ class PocketDenoiser:
         everything = bool(busy.all())
         rows = busy.nonzero(as_tuple=True)[0]
         prefix = self.prefix if everything else self.prefix.select(rows)
-        ids, valid, slots, asked = (t if everything else t[rows] for t in (canvas.ids, canvas.valid, canvas.slot_index, cells))
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16() and ids.shape[0] * ids.shape[1] > 64):
-            hidden = self.model.canvas(ids, valid, slots, prefix)
-            head = self.model.backbone.copy_head
-            assert head is not None
-            scores = head.scores(hidden, prefix.memory)
-            logits = self.model.cell_logits(hidden, scores, prefix.memory, asked)
-        attention = torch.softmax(scores[asked], dim=-1)
+        ids, valid, index, asked = (t if everything else t[rows] for t in (canvas.ids, canvas.valid, canvas.slot_index, cells))
+        slots = Slots(index, self._slot.expand_as(ids), self._keys, self._kind, self._item)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(ids.device) and ids.shape[1] > 64):  # by length: a batch computes as its rows alone
+            hidden, found = self.model.canvas(ids, valid, slots, prefix)
+            logits = self.model.cell_logits(hidden[asked], found.copied[asked])
+        attention = torch.softmax(found.scores[asked], dim=-1)
         weight, source = attention.max(dim=-1)
         nowhere = source == attention.shape[-1] - 1
         return Prediction(logits.float(), torch.where(nowhere, -1, source), weight)
@@ -85,12 +86,15 @@ class PocketEngine:
         return read_picture(self.model.tower, image, self.colon, rescale)
 
     @torch.inference_mode()
-    def denoiser(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int) -> PocketDenoiser:
+    def denoiser(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int, table: SlotTable | None = None
+    ) -> PocketDenoiser:
         """Encode prompts with their pictures.
 
         Args:
             prompts: B prompts; pictures: the readings of each prompt's images, in order.
-            answer_cells: length of the longest canvas, for the context check.
+            answer_cells: length of the canvases.
+            table: what their cells know of their slots; None: free text.
 
         Raises:
             ContextLengthError: a prompt does not fit.
@@ -115,14 +119,16 @@ class PocketEngine:
             valid[i, : layout.length] = True
             for span in layout.spans:
                 media[i, span.start : span.start + span.length] = True
+        rows, word = prompt_words([layout.ids for layout in layouts], self.tokenizer, width)
+        words = Words(torch.from_numpy(rows), torch.from_numpy(word))
         visual = None
         if any(len(t) for t in tokens):
             visual = VisualBatch.collate(tokens, [None] * len(tokens), self.model.config.reader.width)
             for i, feature in enumerate(features):
                 visual.features[i, : len(feature)] = feature
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
-            prefix = self.model.prefix(ids, valid, media, visual)
-        return PocketDenoiser(self.model, prefix, places)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(ids.device)):
+            prefix = self.model.prefix(ids, valid, media, words, visual)
+        return PocketDenoiser(self.model, prefix, places, table or SlotTable.none(answer_cells))
 
 
 def _places(length: int, spans: Sequence[Any], kept: Sequence[VisualTokens]) -> Places:

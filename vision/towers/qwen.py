@@ -73,7 +73,7 @@ class QwenVitConfig:
     @classmethod
     def from_dict(cls, kind: str, config: Mapping[str, Any]) -> QwenVitConfig:
         """From the ``vision_config`` of a published ``config.json``; missing keys have transformers' defaults."""
-        shared = {
+        shared: dict[str, Any] = {
             "depth": number(config, "depth", 27 if kind == "qwen3_vl" else 32),
             "heads": number(config, "num_heads", 16),
             "channels": number(config, ("in_channels", "in_chans"), 3),
