@@ -235,9 +235,7 @@ def _text_index(classes: NDArray[np.int64], ends: NDArray[np.bool_], blank: NDAr
     since, words, chars = 0, 0, 0
     for i in range(len(classes)):
         out[i] = since, words, chars
-        if ends[i]:
-            since = words = chars = 0
-        elif classes[i] == colon:
+        if ends[i] or classes[i] == colon:
             since = words = chars = 0
         else:
             since, chars = since + 1, chars + 1
