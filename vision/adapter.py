@@ -102,6 +102,7 @@ class ReaderAdapter(nn.Module):
     """
 
     WAVES = 8
+    waves: Tensor
 
     def __init__(self, hidden: int, features: int, things: int, colors: int) -> None:
         super().__init__()

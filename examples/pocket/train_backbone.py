@@ -32,8 +32,8 @@ from vision.adapter import VisualBatch
 from vision.tokens import VisualTokens
 from vlm.backbone.slots import join
 from vlm.families.pocket import PackedPocket, PocketModel, Slots, Words
-from vlm.processor.words import prompt_words
 from vlm.processor.tokenizer import Tokenizer
+from vlm.processor.words import prompt_words
 from vlm.training.masking import views
 from vlm.training.optim import EMA, Optimisers, warmup_stable_decay
 

@@ -117,9 +117,9 @@ class DiffusionBackbone(nn.Module):
         self.copy_head = CopyHead(config.hidden_size, config.copy_head) if config.copy_head else None
         self.apply(self._init)
         residual = (2 * config.num_layers) ** -0.5
-        for block in self.blocks:
-            block.attention.out.weight.data.mul_(residual)
-            block.down.weight.data.mul_(residual)
+        for name, matrix in self.blocks.named_parameters():
+            if name.endswith(("attention.out.weight", "down.weight")):
+                matrix.data.mul_(residual)
 
     @staticmethod
     def _init(module: nn.Module) -> None:
