@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm.checkpoints.keymap import Part, Weight, compare
-from vlm.checkpoints.load import check, fill, read_json
+from vlm.checkpoints.load import check, fill, on_meta, read_json
 from vlm.checkpoints.shards import Shards
 from vlm.errors import CheckpointError
 from vlm.families.pocket import PocketConfig, PocketModel
@@ -48,8 +48,7 @@ def load_pocket(path: str | Path | None = None) -> tuple[PocketModel, Tokenizer,
         config = PocketConfig.from_dict(data)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"does not describe a pocket model ({error})", source=str(folder / "config.json")) from error
-    with torch.device("meta"):
-        model = PocketModel(config)
+    model = on_meta(lambda: PocketModel(config))
     stored = Shards.open(folder)
     expected = model.state_dict()
     weights = [Weight(name, (Part(name, tuple(tensor.shape)),)) for name, tensor in expected.items()]
