@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 class VLMError(Exception):
-    """Base of all typed errors. `str(error)` reads "source: message. remedy"."""
+    """Base of all typed errors. `str(error)` reads "source: message. Remedy"."""
 
     def __init__(self, message: str, *, source: str = "", remedy: str = "") -> None:
         self.message = message
         self.source = source
         self.remedy = remedy
         text = f"{source}: {message}" if source else message
-        super().__init__(f"{text}. {remedy}" if remedy else text)
+        super().__init__(f"{text}. {remedy[0].upper()}{remedy[1:]}" if remedy else text)
 
 
 class ImageError(VLMError):
@@ -27,8 +27,20 @@ class ImageFormatError(ImageError):
 
 
 class ImageTruncatedError(ImageError):
-    """The file ends before the picture does."""
+    """The file ends before the picture does, or is damaged inside."""
 
 
 class ImageTooLargeError(ImageError):
     """More pixels than the limit allows."""
+
+
+class VisionConfigError(VLMError):
+    """A tower or preprocessing configuration that cannot be used."""
+
+
+class DependencyError(VLMError):
+    """An optional package is missing or does not import."""
+
+
+class EnvironmentConflictError(VLMError, ImportError):
+    """Another installed package makes this one unusable here."""

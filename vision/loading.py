@@ -1,15 +1,21 @@
-"""Safe image loading: explicit formats, limits before decoding, every oddity turned into plain 8-bit RGB."""
+"""Safe image loading: explicit formats, limits before decoding, every oddity turned into plain 8-bit RGB.
+
+The type is decided by content, never by suffix. Colour profiles are not applied, as in the preprocessing of the published
+models. The global switches of Pillow are not touched.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vision.errors import ImageError, ImageFormatError, ImageNotFoundError, ImageTooLargeError, ImageTruncatedError
 
@@ -19,7 +25,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 120_000_000
 #: Suffixes a folder scan takes for images.
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})
-_MAGIC = ((b"%PDF", "a PDF document", "convert its pages to images first"), (b"PK\x03\x04", "a zip archive", "unpack it first"))
+#: Start of a file -> what it is, and what to do with it.
+_MAGIC = (
+    (b"%PDF", "a PDF document", "convert its pages to images first"),
+    (b"PK\x03\x04", "a zip archive or office document", "unpack or convert it first"),
+    (b"<svg", "an SVG drawing, which is not decoded", "draw it to PNG first"),
+    (b"<?xml", "an XML document (an SVG drawing perhaps), which is not decoded", "draw it to PNG first"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the picture itself", "fetch the file with git lfs pull"),
+)
+#: Brands of ISO media files that hold still pictures.
+_HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis"})
+_AGAIN = "fetch or copy it again"
 
 
 @dataclass(frozen=True)
@@ -27,8 +43,8 @@ class LoadedImage:
     """A picture ready for preprocessing.
 
     Attributes:
-        rgb: upright 8-bit RGB. source: what to call it in messages. n_frames: frames or pages in the file (the first is
-        used). warnings: what a user should know.
+        rgb: upright 8-bit RGB. source: what to call it in messages. n_frames: frames or pages in the file (one is used).
+        warnings: what a user should know.
     """
 
     rgb: Image.Image
@@ -38,120 +54,197 @@ class LoadedImage:
 
 
 def load_image(src: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> LoadedImage:
-    """Load a picture from a path, bytes, a PIL image or an array.
+    """Load a picture from a path, bytes, a PIL image or an array. The source is never changed.
 
     Args:
-        src: path; encoded bytes; PIL image; array [H, W], [H, W, 1|3|4] of uint8, uint16, bool, or float in 0..1.
+        src: path; encoded bytes; PIL image (its current frame counts); array [H, W], [H, W, 1|3|4] of uint8, uint16,
+            bool, or float in 0..1. A LoadedImage passes through.
         max_pixels: limit on width * height, checked before decoding.
         name: used in messages instead of the path.
 
     Raises:
-        ImageNotFoundError, ImageFormatError, ImageTruncatedError, ImageTooLargeError: with source and remedy.
+        ImageNotFoundError: no such file, or it cannot be read.
+        ImageFormatError: not a picture in one of FORMATS.
+        ImageTruncatedError: empty, cut off or damaged.
+        ImageTooLargeError: more than max_pixels.
     """
     if isinstance(src, LoadedImage):
         return src
     if isinstance(src, Image.Image):
-        label = name or getattr(src, "filename", "") or "image"
-        return _finish(src, str(label), max_pixels)
+        label = str(name or getattr(src, "filename", "") or "image")
+        return _finish(src, label, max_pixels, first=False)
     if isinstance(src, np.ndarray):
         return LoadedImage(_from_array(src, name or "array", max_pixels), name or "array")
     if isinstance(src, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(bytes(src)), name or "bytes", max_pixels)
     if isinstance(src, (str, os.PathLike)):
-        path = Path(src)
-        label = name or str(path)
-        if path.is_dir():
-            raise ImageFormatError("is a folder, not an image", source=label, remedy="name the files, or use a command that takes folders")
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise ImageNotFoundError("no such file", source=label, remedy="check the path") from None
-        except (OSError, ValueError) as error:
-            raise ImageNotFoundError(f"cannot be read ({error})", source=label, remedy="check path and permissions") from error
-        return _decode(io.BytesIO(data), label, max_pixels)
+        return _from_path(src, name, max_pixels)
     raise ImageFormatError(f"cannot make an image of {type(src).__name__}", source=name or "image", remedy="give a path, bytes, a PIL image or an array")
 
 
-def _decode(stream: io.BytesIO, source: str, max_pixels: int) -> LoadedImage:
-    head = stream.getbuffer()[:16].tobytes()
-    if not head:
-        raise ImageTruncatedError("the file is empty", source=source, remedy="fetch or copy it again")
-    for magic, what, remedy in _MAGIC:
-        if head.startswith(magic):
-            raise ImageFormatError(f"is {what}, not an image", source=source, remedy=remedy)
-    if head[4:8] == b"ftyp":
-        raise ImageFormatError("is a HEIF or AVIF picture, which this version does not decode", source=source, remedy="convert it to JPEG or PNG")
+def _from_path(src: str | os.PathLike[str], name: str | None, max_pixels: int) -> LoadedImage:
+    path = Path(src)
+    label = name or (str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}...")
+    if str(src).startswith(("http://", "https://")):
+        raise ImageNotFoundError("is an address, and nothing is fetched from the network here", source=label, remedy="download it and give the file")
     try:
-        picture = Image.open(stream, formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ImageFormatError(f"is not an image in one of the formats {', '.join(FORMATS)}", source=source, remedy="convert it to PNG or JPEG") from None
-    except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"is too large ({error})", source=source, remedy="scale it down first") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageTruncatedError(f"is damaged or cut off ({error})", source=source, remedy="fetch or copy it again") from error
-    return _finish(picture, source, max_pixels)
-
-
-def _finish(picture: Image.Image, source: str, max_pixels: int) -> LoadedImage:
-    """Limit, decode, turn upright and convert."""
-    width, height = picture.size
-    if width * height > max_pixels:
-        raise ImageTooLargeError(f"has {width} x {height} = {width * height} pixels, the limit is {max_pixels}", source=source, remedy="scale it down, or raise max_pixels")
-    if width < 1 or height < 1:
-        raise ImageFormatError("has no pixels", source=source, remedy="give a picture of at least 1 x 1")
-    frames, warnings = 1, []
-    try:
-        frames = int(getattr(picture, "n_frames", 1))
-        if frames > 1:
-            warnings.append(f"has {frames} frames or pages; only the first was used")
-            picture.seek(0)
-        picture.load()
-        upright = ImageOps.exif_transpose(picture) or picture
-        rgb = to_rgb(upright)
+        if path.is_dir():
+            raise ImageFormatError("is a folder, not an image", source=label, remedy="name the files, or use a command that takes folders")
+        if path.exists() and not path.is_file():  # a pipe or a device would block, or never end
+            raise ImageFormatError("is not a regular file", source=label, remedy="give a file, or the bytes themselves")
+        with path.open("rb") as stream:
+            return _decode(stream, label, max_pixels)
     except ImageError:
         raise
+    except FileNotFoundError:
+        raise ImageNotFoundError("no such file", source=label, remedy="check the path") from None
+    except (OSError, ValueError) as error:
+        raise ImageNotFoundError(f"cannot be read ({_short(error)})", source=label, remedy="check path and permissions") from error
+
+
+def _decode(stream: IO[bytes], source: str, max_pixels: int) -> LoadedImage:
+    """Recognise the format by content and decode it."""
+    head = stream.read(64)
+    stream.seek(0)
+    if not head:
+        raise ImageTruncatedError("the file is empty", source=source, remedy=_AGAIN)
+    for magic, what, remedy in _MAGIC:
+        if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(magic.lower()):
+            raise ImageFormatError(f"is {what}", source=source, remedy=remedy)
+    if head[4:8] == b"ftyp":
+        what = "a HEIF or AVIF picture, whose decoder is not part of this version" if head[8:12] in _HEIF else "a video or another ISO media file"
+        raise ImageFormatError(f"is {what}", source=source, remedy="convert it to JPEG or PNG")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd tags, and of many pixels: our own limit follows
+            picture = Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageFormatError(
+            f"is not an image in one of the formats {', '.join(FORMATS)}, or its header is damaged", source=source, remedy="convert it to PNG or JPEG"
+        ) from None
     except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"is too large ({error})", source=source, remedy="scale it down first") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError) as error:
-        raise ImageTruncatedError(f"is damaged or cut off ({error})", source=source, remedy="fetch or copy it again") from error
-    return LoadedImage(rgb, source, frames, tuple(warnings))
+        raise _too_large(error, source) from error
+    except Exception as error:  # decoders of hostile bytes fail in every way there is
+        raise ImageTruncatedError(f"is damaged or cut off ({_short(error)})", source=source, remedy=_AGAIN) from error
+    with picture:
+        return _finish(picture, source, max_pixels, first=True)
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB: transparency on white, 16-bit scaled by 256, CMYK and others converted."""
-    mode = picture.mode
-    if mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        values = np.asarray(picture).astype(np.int64)
-        if mode != "I" or values.max(initial=0) > 255:
-            values = values // 256
-        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
-    if mode == "F":
-        numbers = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-        numbers = numbers * 255 if numbers.max(initial=0) <= 1 else numbers
-        return Image.fromarray(np.clip(numbers, 0, 255).astype(np.uint8)).convert("RGB")
-    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+def _finish(picture: Image.Image, source: str, max_pixels: int, first: bool) -> LoadedImage:
+    """Limit, decode, turn upright and convert.
+
+    Args:
+        picture: opened, not yet decoded. first: take the first frame (a file), else the current one (a caller's image).
+    """
+    width, height = picture.size
+    check_size(width, height, max_pixels, source)
+    notes: list[str] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # the further pictures of a camera's multi-picture JPEG are previews and depth maps, not pages
+            frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
+            if first and frames > 1:
+                picture.seek(0)
+            picture.load()
+            white = 65535 if picture.format == "PPM" else None  # what its decoder scales wide values to
+            rgb = to_rgb(_upright(picture, notes), white)
+    except Image.DecompressionBombError as error:
+        raise _too_large(error, source) from error
+    except MemoryError as error:
+        raise ImageTooLargeError(f"has {width} x {height} pixels, too many for the memory", source=source, remedy="scale it down first") from error
+    except Exception as error:  # as above
+        raise ImageTruncatedError(f"is damaged or cut off ({_short(error)})", source=source, remedy=_AGAIN) from error
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        notes.append("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so a file that is cut off would go unnoticed")
+    if frames > 1:
+        notes.append(f"has {frames} frames or pages; only {'the first' if first else 'the current one'} was used")
+    return LoadedImage(rgb, source, frames, tuple(notes))
+
+
+def check_size(width: int, height: int, max_pixels: int, source: str) -> None:
+    """Refuse a picture without pixels, or with more than `max_pixels`."""
+    if width < 1 or height < 1:
+        raise ImageFormatError("has no pixels", source=source, remedy="give a picture of at least 1 x 1")
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"has {width} x {height} = {width * height} pixels, the limit is {max_pixels}", source=source, remedy="scale it down, or raise max_pixels"
+        )
+
+
+def _upright(picture: Image.Image, notes: list[str]) -> Image.Image:
+    """Turned by its EXIF orientation; damaged EXIF data is no reason to lose the picture."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # EXIF parsing fails in many ways on damaged data
+        notes.append("its EXIF data is damaged; the picture was taken as it is stored")
+        return picture
+
+
+def _too_large(error: Exception, source: str) -> ImageTooLargeError:
+    return ImageTooLargeError(f"is too large ({_short(error)})", source=source, remedy="scale it down first")
+
+
+def _short(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def to_rgb(picture: Image.Image, white: int | None = None) -> Image.Image:
+    """Any mode as 8-bit RGB: transparency on white, 16-bit scaled by 256, CMYK and others converted.
+
+    `white` is the value of white in a 32-bit picture (mode I); None: 255, 65535 or the largest value, the first that
+    no value exceeds.
+    """
+    if picture.mode.startswith(("I", "F")):
+        return _from_numbers(picture, white)
+    transparent = picture.info.get("transparency")
+    if picture.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+        # 16-bit colour is decoded to its high bytes, the transparent colour is not
+        picture = picture.copy()
+        picture.info["transparency"] = tuple(value // 256 for value in transparent)
+    if picture.mode in ("La", "RGBa"):  # premultiplied
+        picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
+    if picture.mode in ("RGBA", "LA", "PA") or (transparent is not None and picture.mode in ("1", "L", "P", "RGB")):
         layer = picture.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layer).convert("RGB")
     return picture.convert("RGB")
 
 
-def _from_array(array: np.ndarray, source: str, max_pixels: int) -> Image.Image:
+def _from_numbers(picture: Image.Image, white: int | None) -> Image.Image:
+    """Grey values of 16 or 32 bit, or float."""
+    values = np.asarray(picture)
+    transparent = picture.info.get("transparency")
+    if picture.mode == "F":
+        values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    top = float(values.max(initial=0))
+    if picture.mode.startswith("I;16"):
+        scale = 255 / 65535
+    elif picture.mode == "F" and top <= 1:
+        scale = 255.0
+    else:
+        scale = 255 / (white or next(w for w in (255, 65535, top) if top <= w))
+    grey = np.clip(values * scale + (0.5 if picture.mode == "F" else 0.0), 0, 255).astype(np.uint8)
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _from_array(array: NDArray[Any], source: str, max_pixels: int) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
         raise ImageFormatError(f"an array of shape {array.shape} is no picture", source=source, remedy="give [H, W], [H, W, 3] or [H, W, 4]")
-    if array.shape[0] * array.shape[1] > max_pixels:
-        raise ImageTooLargeError(f"has {array.shape[0] * array.shape[1]} pixels, the limit is {max_pixels}", source=source, remedy="scale it down, or raise max_pixels")
+    check_size(array.shape[1], array.shape[0], max_pixels, source)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:
         array = (array // 256).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
-        values = np.nan_to_num(array)
-        if values.min() < -1e-3 or values.max() > 1 + 1e-3:
+        if not np.isfinite(array).all() or array.min() < -1e-3 or array.max() > 1 + 1e-3:
             raise ImageFormatError("a float array must hold values in 0..1", source=source, remedy="divide by 255, or convert to uint8")
-        array = (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
+        array = (np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ImageFormatError(f"cannot read an array of {array.dtype}", source=source, remedy="use uint8, uint16, bool or float in 0..1")
     return to_rgb(Image.fromarray(np.ascontiguousarray(array)))

@@ -39,20 +39,39 @@ def load_pocket(path: str | Path | None = None) -> tuple[PocketModel, Tokenizer,
         CheckpointError: what is wrong, with file and key.
     """
     folder = POCKET if path is None else Path(path)
+    if path is None and not ((folder / "config.json").is_file() and (folder / "model.safetensors").is_file()):
+        raise CheckpointError(
+            "the weights of the embedded model are not in this installation",
+            source="pocket",
+            remedy=f"train them (examples/pocket, then python -m examples.pocket.export --out {folder}), or name the folder of a checkpoint",
+        )
     if not folder.is_dir():
         raise CheckpointError("there is no such folder", source=str(folder), remedy="name a local checkpoint folder, or none for pocket")
     data = read_json(folder / "config.json")
     if data.get("model_type") != "pocket":
-        raise CheckpointError(f"model_type {data.get('model_type')!r} is not supported yet", source=str(folder / "config.json"), remedy="use a pocket checkpoint")
+        kind = data.get("model_type")
+        raise CheckpointError(f"model_type {kind!r} is not supported yet", source=str(folder / "config.json"), remedy="use a pocket checkpoint")
     try:
         config = PocketConfig.from_dict(data)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"does not describe a pocket model ({error})", source=str(folder / "config.json")) from error
-    model = on_meta(lambda: PocketModel(config))
+        model = on_meta(lambda: PocketModel(config))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"does not describe a pocket model ({type(error).__name__}: {error})"
+        raise CheckpointError(reason, source=str(folder / "config.json"), remedy="fetch the checkpoint again") from error
     stored = Shards.open(folder)
     expected = model.state_dict()
     weights = [Weight(name, (Part(name, tuple(tensor.shape)),)) for name, tensor in expected.items()]
     check(compare(weights, stored.shapes), stored, "pocket")
     fill(model, weights, stored, torch.float32, torch.device("cpu"))
     name = "pocket" if path is None else folder.name
-    return model.eval(), Tokenizer.from_file(folder / "tokenizer.json"), name
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    _check_vocabulary(tokenizer, config, folder)
+    return model.eval(), tokenizer, name
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: PocketConfig, folder: Path) -> None:
+    backbone = config.backbone
+    wanted = {"<|mask|>": backbone.mask_token_id, "<|pad|>": backbone.pad_token_id, "<|eos|>": backbone.eos_token_id}
+    wrong = [name for name, index in wanted.items() if tokenizer.special.get(name) != index]
+    if wrong or tokenizer.vocab_size > backbone.vocab_size:
+        what = f"{wrong[0]} is another id" if wrong else f"{tokenizer.vocab_size} tokens for {backbone.vocab_size} embeddings"
+        raise CheckpointError(f"does not fit config.json ({what})", source=str(folder / "tokenizer.json"), remedy="use the files of one checkpoint")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vision.errors import (
+    EnvironmentConflictError,
     ImageError,
     ImageFormatError,
     ImageNotFoundError,
@@ -59,7 +60,3 @@ class DecodingError(VLMError):
 
 class OptionError(VLMError):
     """An unknown option or a value outside its range."""
-
-
-class EnvironmentConflictError(VLMError):
-    """Another installed package makes this one unusable here."""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from vision.loading import LoadedImage, load_image
+from vision.loading import load_image
 from vision.reading import Reading
 from vision.tokens import THING, text_of
 from vlm.checkpoint import load_pocket
-from vlm.decoding.canvas import Canvas
+from vlm.decoding.canvas import MASK, Canvas
 from vlm.decoding.loop import Frame, Recipe, decode
 from vlm.decoding.presets import DEFAULT, preset
 from vlm.decoding.stops import EndOfText
 from vlm.engine import PocketDenoiser, PocketEngine
-from vlm.errors import OptionError, PromptError, VLMError
+from vlm.errors import ContextLengthError, DecodingError, ImageError, OptionError, PromptError, VLMError
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt
 from vlm.processor.template import POCKET
@@ -30,7 +30,6 @@ from vlm.structure.schema import parse_schema
 from vlm.structure.slot_engine import SlotEngine
 
 Images = Any
-T = TypeVar("T")
 
 #: Question behind ``caption``.
 CAPTION = "Describe the image."
@@ -43,6 +42,20 @@ GROUND_SCHEMA: dict[str, Any] = {
     },
     "required": ["action", "target"],
 }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A picture that was read: its place among the inputs, what was found, and the milliseconds that took.
+
+    The picture itself is not kept: a batch of large pages must not pile up in memory.
+    """
+
+    index: int
+    source: str
+    warnings: tuple[str, ...]
+    reading: Reading
+    ms: float
 
 
 @dataclass
@@ -62,6 +75,8 @@ class DiffusionVLM:
     """
 
     def __init__(self, engine: PocketEngine, name: str = "pocket", batch_size: int = 8) -> None:
+        if batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size}", remedy="use 1 or more")
         self.engine, self.name, self.batch_size = engine, name, batch_size
         self.tokenizer = engine.tokenizer
         special = self.tokenizer.special
@@ -98,8 +113,7 @@ class DiffusionVLM:
         Raises:
             PromptError: the question is empty.
         """
-        if not question.strip():
-            raise PromptError("the question is empty", remedy="ask something")
+        _check_words(question, "question")
         return self._ask_all(images, question, max_new_tokens, on_error, decoding)
 
     def extract(self, images: Images, schema: Any, *, on_error: str | None = None, **decoding: Any) -> Any:
@@ -129,8 +143,7 @@ class DiffusionVLM:
             Result with ``data`` {action, bbox in 0..1000 of the image} and ``box`` in pixels; status 'partial' and no
             box when nothing on the screen was pointed at.
         """
-        if not instruction.strip():
-            raise PromptError("the instruction is empty", remedy="say what to do on the screen")
+        _check_words(instruction, "instruction")
         scaffold = compile_scaffold(parse_schema(GROUND_SCHEMA), self.tokenizer)
         recipe = self._recipe(decoding)
 
@@ -178,11 +191,25 @@ class DiffusionVLM:
         return last
 
     def stream(self, messages: Messages, *, max_new_tokens: int = 64, **decoding: Any) -> Iterator[Partial]:
-        """Like :meth:`generate`, yielding each step; the last item carries the result."""
-        prompt = POCKET.build(messages, self.tokenizer)
-        readings = [self.engine.see(load_image(image).rgb) for image in prompt.images]
+        """Like :meth:`generate`, yielding each step; the last item carries the result.
+
+        Everything that can be wrong with the request is raised by the call itself, not by the first step.
+        """
         recipe = self._recipe(decoding)
-        yield from self._free([prompt], [readings], max_new_tokens, recipe)
+        _check_cells(max_new_tokens)
+        prompt = POCKET.build(messages, self.tokenizer)
+        seen = [self._look(i, image) for i, image in enumerate(prompt.images)]
+        start = time.perf_counter()
+        denoiser = self.engine.denoiser([prompt], [[s.reading for s in seen]], max_new_tokens)
+        ms = (time.perf_counter() - start) * 1000 + sum(s.ms for s in seen)
+        return self._stream(denoiser, max_new_tokens, recipe, ms, tuple(f"{s.source}: {w}" for s in seen for w in s.warnings))
+
+    def _stream(self, denoiser: PocketDenoiser, cells: int, recipe: tuple[Recipe, int], ms: float, warnings: tuple[str, ...]) -> Iterator[Partial]:
+        for part in self._free(denoiser, 1, cells, recipe):
+            if part.result is not None:
+                result = _charged(part.result[0], ms)
+                part = replace(part, result=[replace(result, warnings=(*warnings, *result.warnings))])
+            yield part
 
     def info(self) -> dict[str, Any]:
         """Name, sizes and limits of the model."""
@@ -205,10 +232,12 @@ class DiffusionVLM:
     def _recipe(decoding: dict[str, Any]) -> tuple[Recipe, int]:
         options = dict(decoding)
         seed = options.pop("seed", 0)
+        if not isinstance(seed, int):
+            raise OptionError(f"seed is {seed!r}", remedy="use an integer")
         name = options.pop("preset", None) or DEFAULT
         if name == "dimple":
             options.setdefault("gamma", 0.9)
-        return preset(name, **options), int(seed)
+        return preset(name, **options), seed
 
     def _over(self, images: Images, run: Callable[[list[Reading]], list[Result]], on_error: str | None) -> Any:
         """Load, read and run in batches; bad images become rows or raise."""
@@ -217,79 +246,83 @@ class DiffusionVLM:
             raise OptionError(f"on_error is {on_error!r}", remedy="use 'row' or 'raise'")
         as_row = on_error == "row" or (on_error is None and many)
         rows: list[Result | None] = [None] * (len(images) if many else 1)
-        waiting: list[tuple[int, LoadedImage, Reading]] = []
+        waiting: list[_Seen] = []
         for i, image in enumerate(images if many else [images]):
             try:
-                loaded = load_image(image)
-                waiting.append((i, loaded, self.engine.see(loaded.rgb)))
+                waiting.append(self._look(i, image))
             except VLMError as error:
                 if not as_row:
                     raise
                 rows[i] = failed(error, "load", image)
             if len(waiting) >= self.batch_size:
                 self._flush(waiting, run, rows, as_row)
+                waiting = []
         self._flush(waiting, run, rows, as_row)
         return rows if many else rows[0]
 
-    def _flush(self, waiting: list[tuple[int, LoadedImage, Reading]], run: Callable[[list[Reading]], list[Result]], rows: list[Result | None], as_row: bool) -> None:
-        """Run what waits; if the batch fails and rows are wanted, run its images alone."""
+    def _look(self, index: int, image: Any) -> _Seen:
+        start = time.perf_counter()
+        loaded = load_image(image)
+        reading = self.engine.see(loaded.rgb)
+        return _Seen(index, loaded.source, loaded.warnings, reading, (time.perf_counter() - start) * 1000)
+
+    def _flush(self, waiting: list[_Seen], run: Callable[[list[Reading]], list[Result]], rows: list[Result | None], as_row: bool) -> None:
+        """Run what waits; when an image breaks its batch and rows are wanted, run each alone."""
         if not waiting:
             return
         try:
-            results = run([w[2] for w in waiting])
-        except VLMError as error:
+            results = run([seen.reading for seen in waiting])
+        except (ContextLengthError, DecodingError, ImageError) as error:  # the rest is wrong with the request, not with an image
             if not as_row:
                 raise
-            if len(waiting) == 1:
-                results = [failed(error, "decode", waiting[0][1].source)]
-            else:
-                for one in waiting:
-                    self._flush([one], run, rows, as_row)
-                waiting.clear()
+            if len(waiting) > 1:
+                for seen in waiting:
+                    self._flush([seen], run, rows, as_row)
                 return
-        for (i, loaded, _), result in zip(waiting, results, strict=True):
-            rows[i] = replace(result, source=loaded.source, warnings=(*loaded.warnings, *result.warnings))
-        waiting.clear()
+            results = [failed(error, "decode", waiting[0].source)]
+        for seen, result in zip(waiting, results, strict=True):
+            rows[seen.index] = replace(_charged(result, seen.ms), source=seen.source, warnings=(*seen.warnings, *result.warnings))
 
     def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
         recipe = self._recipe(decoding)
+        _check_cells(cells)
 
         def run(readings: list[Reading]) -> list[Result]:
+            start = time.perf_counter()
+            denoiser = self.engine.denoiser([self._prompt(question) for _ in readings], [[r] for r in readings], cells)
+            share = (time.perf_counter() - start) * 1000 / len(readings)
             results: list[Result] = []
-            for part in self._free([self._prompt(question) for _ in readings], [[r] for r in readings], cells, recipe):
+            for part in self._free(denoiser, len(readings), cells, recipe):
                 results = part.result or results
-            return results
+            return [_charged(result, share) for result in results]
 
         return self._over(images, run, on_error)
 
-    def _free(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], cells: int, recipe: tuple[Recipe, int]) -> Iterator[Partial]:
-        """Free text behind prompts: a canvas of open cells that ends at the end token."""
-        if cells < 1:
-            raise OptionError(f"max_new_tokens is {cells}", remedy="use 1 or more")
+    def _free(self, denoiser: PocketDenoiser, rows: int, cells: int, recipe: tuple[Recipe, int]) -> Iterator[Partial]:
+        """Free text behind encoded prompts: a canvas of open cells that ends at the end token."""
         start = time.perf_counter()
-        denoiser = self.engine.denoiser(prompts, pictures, cells)
         special = self.tokenizer.special
-        canvas = Canvas.blank(len(prompts), cells, mask_id=special["<|mask|>"], pad_id=special["<|pad|>"])
+        canvas = Canvas.blank(rows, cells, mask_id=special["<|mask|>"], pad_id=special["<|pad|>"])
         full = recipe[0].with_parts(banned=self._free_ban, stop=EndOfText((self._eos,)))
         for frame in decode(denoiser, canvas, full, seed=recipe[1]):
             yield Partial(frame, [self._show(row, state) for row, state in zip(frame.ids.tolist(), frame.state.tolist(), strict=True)])
-        ms = (time.perf_counter() - start) * 1000 / len(prompts)
-        results = [self._answer(canvas, row, ms) for row in range(len(prompts))]
+        ms = (time.perf_counter() - start) * 1000 / rows
+        results = [self._answer(canvas, row, ms) for row in range(rows)]
         last = Frame(int(canvas.step.max()), canvas.ids.clone(), canvas.states(canvas.masked), canvas.commit_confidence.clone(), canvas.forwards.clone())
         yield Partial(last, [r.text for r in results], results)
 
     def _show(self, ids: list[int], state: list[int]) -> str:
-        from vlm.decoding.canvas import MASK
-
-        text = ""
+        """A row as it stands: masks as dots, nothing after the end token."""
+        text, known = "", []
         for token, how in zip(ids, state, strict=True):
-            if how == MASK:
-                text += "·"
-            elif token == self._eos:
+            if how != MASK and token == self._eos:
                 break
-            else:
-                text += self.tokenizer.decode([token])
-        return text
+            if how != MASK:
+                known.append(token)  # decoded as a run: a character may be spelled by several byte tokens
+                continue
+            text += self.tokenizer.decode(known) + "·"
+            known = []
+        return text + self.tokenizer.decode(known)
 
     def _answer(self, canvas: Canvas, row: int, ms: float) -> Result:
         ids = canvas.ids[row].tolist()
@@ -297,12 +330,13 @@ class DiffusionVLM:
         sure = canvas.commit_confidence[row, : min(end + 1, len(ids))]
         kept = [i for i in ids[:end] if i not in self.tokenizer.control_ids]
         usage = Usage(int(canvas.step[row]), int(canvas.forwards[row]), end, ms)
-        return Result(self.tokenizer.decode(kept).strip(), confidence=float(sure.prod()), usage=usage)
+        cut = () if end < len(ids) else (f"the answer filled all {end} cells and may be cut off; raise max_new_tokens",)
+        return Result(self.tokenizer.decode(kept).strip(), confidence=float(sure.prod()), warnings=cut, usage=usage)
 
     def _fill(self, prompts: list[Prompt], pictures: list[list[Reading]], scaffold: Scaffold, recipe: tuple[Recipe, int]) -> list[Result]:
         """Fill the slots of a scaffold behind prompts."""
         start = time.perf_counter()
-        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold))
+        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), scaffold)
         special = self.tokenizer.special
         rows = scaffold.to_canvas_rows()
         cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
@@ -350,6 +384,23 @@ class DiffusionVLM:
         return Result(", ".join(f"{i.color or ''} {i.kind}".strip() for i in items), items=tuple(items), confidence=sure)
 
 
+def _check_words(words: Any, what: str) -> None:
+    if not isinstance(words, str):
+        raise PromptError(f"the {what} is a {type(words).__name__}", remedy="give text")
+    if not words.strip():
+        raise PromptError(f"the {what} is empty", remedy="write one")
+
+
+def _check_cells(cells: Any) -> None:
+    if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
+        raise OptionError(f"max_new_tokens is {cells!r}", remedy="use an integer of 1 or more")
+
+
+def _charged(result: Result, ms: float) -> Result:
+    """The same result with `ms` added to its cost."""
+    return replace(result, usage=replace(result.usage, ms=result.usage.ms + ms))
+
+
 def failed(error: VLMError, stage: str, image: Any) -> Result:
     """The row of an image that could not be used."""
     source = getattr(error, "source", "") or (str(image) if isinstance(image, (str, Path)) else type(image).__name__)
@@ -362,7 +413,8 @@ def _grounded(result: Result, reading: Reading) -> Result:
     action = result.data.get("action") if isinstance(result.data, dict) else None
     sure = result.fields["/action"].confidence if "/action" in result.fields else 0.0
     if target is None or target.box is None:
-        return replace(result, data={"action": action, "bbox": None}, text=json.dumps({"action": action, "bbox": None}), status="partial", confidence=0.0, fields={})
+        data = {"action": action, "bbox": None}
+        return replace(result, data=data, text=json.dumps(data), status="partial", confidence=0.0, fields={})
     box = widget_around(target.box, reading)
     width, height = reading.size
     bbox = [round(1000 * box[0] / width), round(1000 * box[1] / height), round(1000 * box[2] / width), round(1000 * box[3] / height)]

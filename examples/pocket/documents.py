@@ -134,11 +134,17 @@ def _pair(pen: Pen, concept: str, manner: str, keys: list[str], labels: list[str
     return fact
 
 
-def _queries(facts: list[Fact], rng: Rng, held_out: bool, extra: list[Query] | None = None) -> list[Query]:
-    usable = [f for f in facts if f.parts and f.value().text == " ".join(t for _, _, t in f.parts)]
+def _usable(facts: list[Fact]) -> list[Fact]:
+    """Facts that really stand on the page; dates cut short lose their ISO form."""
+    usable = [f for f in facts if f.parts]
     for f in usable:
         if f.canonical and len(f.value().text) < 8:
             f.canonical = None
+    return usable
+
+
+def _queries(facts: list[Fact], rng: Rng, held_out: bool, extra: list[Query] | None = None) -> list[Query]:
+    usable = _usable(facts)
     made = [say.query(usable, rng, held_out) for _ in range(2 if extra else 3)] if usable else []
     return [q for q in made if q is not None] + (extra or [])
 
@@ -247,7 +253,7 @@ def receipt(rng: Rng, held_out: bool) -> Sample:
         for _ in range(int(rng.integers(1, 3))):
             header(pen.fits(" ".join(str(rng.choice(COMMON)) for _ in range(4)).upper(), span))
     _crop(pen)
-    return Sample(pen.page, None, [], _queries(facts, rng, held_out, [query] if rng.random() < 0.2 and items else None), "receipt")
+    return Sample(pen.page, None, [], _queries(facts, rng, held_out, [query] if rng.random() < 0.2 and items else None), "receipt", _usable(facts))
 
 
 def _sums(pen: Pen, before: list[str], after: list[str]) -> list[Fact]:
@@ -349,7 +355,7 @@ def form(rng: Rng, held_out: bool, kind: str = "form") -> Sample:
     extra: list[Query] = []
     if kind == "invoice":
         pen.feed(0.5)
-        count, query = _items(pen, int(rng.integers(1, 5)))
+        _, query = _items(pen, int(rng.integers(1, 5)))
         pen.rule()
         facts += _sums(pen, ["subtotal", "tax", "discount", "shipping"], [])
         extra = [query] if rng.random() < 0.2 else []
@@ -358,7 +364,7 @@ def form(rng: Rng, held_out: bool, kind: str = "form") -> Sample:
         pen.put(pen.left, pen.fits(anything(rng, held_out), pen.right - pen.left))
         pen.feed()
     _crop(pen)
-    return Sample(pen.page, None, [], _queries(facts, rng, held_out, extra), kind)
+    return Sample(pen.page, None, [], _queries(facts, rng, held_out, extra), kind, _usable(facts))
 
 
 def table(rng: Rng, held_out: bool) -> Sample:
@@ -366,7 +372,7 @@ def table(rng: Rng, held_out: bool) -> Sample:
     size = int(rng.integers(12, 18))
     count, columns = int(rng.integers(2, 6)), int(rng.integers(2, 4))
     pen = _pen(rng, held_out, int(size * (7 + 9 * columns)) // 8 * 8, size, mono=0.2)
-    entries = [e for e in _concepts(rng, ["name", "quantity", "price", "date", "status", "id_number", "seat", "department"], columns, 0.4, held_out)]
+    entries = list(_concepts(rng, ["name", "quantity", "price", "date", "status", "id_number", "seat", "department"], columns, 0.4, held_out))
     if rng.random() < 0.5:
         _title(pen, ["List", "Table", "Orders", "Members"])
     span = (pen.right - pen.left) / columns

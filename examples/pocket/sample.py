@@ -43,13 +43,14 @@ class Query:
 
 @dataclass
 class Sample:
-    """A page (or a given picture), the things on it and the queries about it."""
+    """A page (or a given picture), the things on it and the queries about it; `facts` is all that a document says."""
 
     page: Page | None
     image: NDArray[np.uint8] | None
     things: list[Thing]
     queries: list[Query]
     kind: str = field(default="")
+    facts: list[Any] = field(default_factory=list)
 
 
 def render(sample: Sample, rng: np.random.Generator, hardness: float) -> NDArray[np.uint8]:

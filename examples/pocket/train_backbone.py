@@ -25,19 +25,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.pocket.curriculum import draw
+from examples.pocket.curriculum import STAGES, draw
 from examples.pocket.lessons import NOWHERE, UNKNOWN, Lesson, LessonMaker, see
 from examples.pocket.reading import Reader
 from vision.adapter import VisualBatch
 from vision.tokens import VisualTokens
-from vlm.backbone import model as backbone_module
-from vlm.families.pocket import PocketModel, Prefix
+from vlm.backbone.slots import join
+from vlm.families.pocket import PackedPocket, PocketModel, Slots, Words
 from vlm.processor.tokenizer import Tokenizer
+from vlm.processor.words import prompt_words
 from vlm.training.masking import views
 from vlm.training.optim import EMA, Optimisers, warmup_stable_decay
 
+TOKENIZER = Tokenizer.pocket()
 #: Control tokens before the picture and after the text, as the pocket template sets them.
-FRAME = ([Tokenizer.pocket().special[n] for n in ("<|bos|>", "<|user|>")], [Tokenizer.pocket().special[n] for n in ("<|end|>", "<|assistant|>")])
+FRAME = ([TOKENIZER.special[n] for n in ("<|bos|>", "<|user|>")], [TOKENIZER.special[n] for n in ("<|end|>", "<|assistant|>")])
 #: A page with its lessons: visual tokens, features [F, n] of their cells (or None), canvases.
 Item = tuple[VisualTokens, np.ndarray | None, list[Lesson]]
 
@@ -49,6 +51,7 @@ class Settings:
     reader: str
     seed: int
     error: float
+    stage: str = "full"
     max_tokens: int = 640
     max_canvas: int = 288
 
@@ -58,10 +61,10 @@ def produce(settings: Settings, queue: Any, number: int) -> None:
     torch.set_num_threads(1)
     os.nice(5)
     rng = np.random.default_rng((settings.seed, number))
-    maker = LessonMaker(Tokenizer.pocket())
+    maker = LessonMaker(TOKENIZER)
     reader = Reader.from_checkpoint(Path(settings.reader)) if settings.reader != "none" else None
     while True:
-        sample = draw(rng)
+        sample = draw(rng, settings.stage)
         if reader is None:
             tokens, features = see(sample, rng, float(rng.beta(1, 12)) * settings.error), None
         else:
@@ -101,7 +104,8 @@ class Batch:
     ids: Tensor
     valid: Tensor
     answer: Tensor
-    slot_index: Tensor
+    slots: Slots
+    words: Words
     pointer: Tensor
     tasks: list[str]
 
@@ -127,10 +131,12 @@ def collate(pages: list[Item], width: int) -> Batch:
     prompt = torch.zeros(len(texts), max(width_of), dtype=torch.long)
     prompt_valid = torch.zeros_like(prompt, dtype=torch.bool)
     media = torch.zeros_like(prompt_valid)
+    written = []
     for i, (t, x) in enumerate(zip(tokens, texts, strict=True)):
         ids = [*FRAME[0], *[0] * len(t), *x, *FRAME[1]]
         prompt[i, : len(ids)] = torch.tensor(ids)
         prompt_valid[i, : len(ids)] = True
+        written.append(ids)
         media[i, len(FRAME[0]) : len(FRAME[0]) + len(t)] = True
     length = max(len(x.ids) for x in lessons)
 
@@ -143,38 +149,47 @@ def collate(pages: list[Item], width: int) -> Batch:
     valid = torch.zeros(len(lessons), length, dtype=torch.bool)
     for i, lesson in enumerate(lessons):
         valid[i, : len(lesson.ids)] = True
+    rows, word = prompt_words(written, TOKENIZER, prompt.shape[1])
     return Batch(
         visual_batch, prompt, prompt_valid, media, torch.tensor(row), padded("ids", 0, torch.long), valid,
-        padded("answer", 0, torch.bool), padded("slot_index", 0, torch.long), padded("pointer", NOWHERE, torch.long),
+        padded("answer", 0, torch.bool), Slots.of(padded("slot_index", 0, torch.long), join([x.slots for x in lessons], length)),
+        Words(torch.from_numpy(rows), torch.from_numpy(word)), padded("pointer", NOWHERE, torch.long),
         [x.task for x in lessons],
     )  # fmt: skip
 
 
-def lesson_loss(model: PocketModel, batch: Batch, masks: Tensor, pad_weight: float = 0.3, chunk: int = 16) -> tuple[Tensor, dict[str, float]]:
+def lesson_loss(model: PackedPocket, batch: Batch, masks: Tensor, pad_weight: float = 0.3) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy at masked cells plus the copy head's pointer loss.
-
-    Canvases are run `chunk` at a time, longest together, so that short ones are not padded to the longest of the batch.
 
     Args:
         masks: [N, V, L] views of each canvas.
     """
+    config = model.model.config.backbone
     count = masks.shape[1]
-    prefix = model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.visual)
-    order = batch.valid.sum(1).argsort(descending=True)
-    parts = [chunk_logits(model, prefix, batch, masks, rows) for rows in order.split(chunk)]
-    logits, scores, target, pointer, whole, task = (torch.cat(x) for x in zip(*parts, strict=True))
+    here = batch.valid.unsqueeze(1).expand_as(masks)  # [N, V, L]
+    asked = masks[here]  # [T]
+    ids = batch.ids.unsqueeze(1).expand_as(masks)[here]
+    behind = model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.words, batch.visual)
+    lengths = batch.valid.sum(1).repeat_interleave(count).tolist()
+    rows = batch.row.repeat_interleave(count).tolist()
+    index, slot = (t.unsqueeze(1).expand_as(masks)[here] for t in (batch.slots.index, batch.slots.slot))
+    slots = Slots(index, slot, batch.slots.keys, batch.slots.kind, batch.slots.item)
+    logits, scores = model.cells(ids.masked_fill(asked, config.mask_token_id), slots, asked, lengths, rows, behind)
+    target, pointer = ids[asked], batch.pointer.unsqueeze(1).expand_as(masks)[masks]
     each = F.cross_entropy(logits, target, reduction="none")
-    filler = target == model.config.backbone.pad_token_id
+    filler = target == config.pad_token_id
     weight = torch.where(filler, pad_weight, 1.0)
     text = (each * weight).sum() / weight.sum()
     known = (pointer != UNKNOWN) & ~filler
-    aim = torch.where(pointer == NOWHERE, scores.shape[-1] - 1, pointer + len(FRAME[0]))
+    aim = torch.where(pointer == NOWHERE, scores.shape[-1] - 1, pointer)
     misses = F.cross_entropy(scores[known], aim[known], reduction="none")
     copies = pointer[known] >= 0
     points = (misses * torch.where(copies, 1.0, 0.3)).mean()
     with torch.no_grad():
         right = logits.argmax(-1) == target
         hit = scores[known].argmax(-1) == aim[known]
+        whole = (masks | ~batch.answer.unsqueeze(1)).all(-1, keepdim=True).expand_as(masks)[masks]
+        task = torch.tensor([_TASKS.index(t) for t in batch.tasks])[:, None, None].expand_as(masks)[masks]
         stats = {"text": float(text), "points": float(points), "canvases": float(len(batch.tasks) * count)}
         for name, chosen in (("right", ~filler), ("right_all_masked", ~filler & whole)):
             if chosen.any():
@@ -186,29 +201,6 @@ def lesson_loss(model: PocketModel, batch: Batch, masks: Tensor, pad_weight: flo
             if chosen.any():
                 stats[f"all_masked/{name}"] = float(right[chosen].float().mean())
     return text + points, stats
-
-
-def chunk_logits(model: PocketModel, prefix: Prefix, batch: Batch, masks: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-    """Masked cells of some canvases, all their views: (logits [N, V], pointer scores [N, P+1], target, pointer,
-    whether the whole answer was hidden, task number), each [N] long."""
-    count = masks.shape[1]
-    length = int(batch.valid[rows].sum(1).max())
-    rows = rows.repeat_interleave(count)
-    hidden_cells = masks[rows[::count], :, :length].flatten(0, 1)
-    here = prefix.select(batch.row[rows])
-    ids, answer = batch.ids[rows, :length], batch.answer[rows, :length]
-    seen = ids.masked_fill(hidden_cells, model.config.backbone.mask_token_id)
-    hidden = model.canvas(seen, batch.valid[rows, :length], batch.slot_index[rows, :length], here)
-    head = model.backbone.copy_head
-    assert head is not None
-    scores = head.scores(hidden, here.memory)
-    logits = model.cell_logits(hidden, scores, here.memory, hidden_cells)
-    whole = (hidden_cells | ~answer).all(-1, keepdim=True).expand_as(hidden_cells)[hidden_cells]
-    tasks = torch.tensor([_TASKS.index(t) for t in batch.tasks])[rows]
-    return (
-        logits, scores[hidden_cells], ids[hidden_cells], batch.pointer[rows, :length][hidden_cells], whole,
-        tasks.unsqueeze(-1).expand_as(hidden_cells)[hidden_cells],
-    )  # fmt: skip
 
 
 _TASKS = ("extract", "ask", "caption", "read", "ground", "scene")
@@ -248,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--reader", default="none")
+    parser.add_argument("--stage", default="full", choices=list(STAGES))
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--cells", type=int, default=6000, help="prefix and canvas cells a step")
     parser.add_argument("--threads", type=int, default=1)
@@ -262,8 +255,6 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="slower by a third to a half, starts at once")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if not args.no_compile:
-        backbone_module.Block.forward = torch.compile(backbone_module.Block.forward, dynamic=True)  # type: ignore[method-assign]
     torch.manual_seed(args.seed)
     model = PocketModel()
     model.tower.requires_grad_(False)
@@ -273,13 +264,14 @@ def main() -> None:
         saved = torch.load(args.out, weights_only=True)
         model.load_state_dict(saved["model"])
         step = saved["step"]
+    packed = PackedPocket(model, compile=not args.no_compile)
     optim = Optimisers(model, args.muon_lr, args.adam_lr)
-    trained = torch.nn.ModuleDict({"adapter": model.adapter, "backbone": model.backbone})
+    trained = torch.nn.ModuleDict({name: part for name, part in model.named_children() if name != "tower"})
     ema = EMA(trained, args.ema)
     if saved:
         optim.load_state_dict(saved["optim"])
         ema.average = saved["ema"]
-    settings = Settings(args.reader, args.seed + step, args.error)
+    settings = Settings(args.reader, args.seed + step, args.error, args.stage)
     log = args.out.with_suffix(".jsonl").open("a")
     rng = np.random.default_rng(args.seed + step)
     start = last_save = time.monotonic()
@@ -294,7 +286,7 @@ def main() -> None:
         pages += len(group)
         masks = views(batch.answer)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, stats = lesson_loss(model, batch, masks)
+            loss, stats = lesson_loss(packed, batch, masks)
         loss.backward()  # type: ignore[no-untyped-call]
         stats["norm"] = optim.step(warmup_stable_decay(done, decay=args.decay))
         ema.update(trained)

@@ -24,7 +24,7 @@ from vlm.structure.scaffold import Scaffold
 from vlm.structure.trellis import Paths, solve
 
 if TYPE_CHECKING:
-    from vlm.decoding.contracts import Canvas
+    from vlm.decoding.canvas import Canvas
 
 FLOOR = -1e9  # log-weight of a token that the model, or a ban, excludes: taken only when the schema leaves no other
 

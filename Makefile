@@ -1,0 +1,51 @@
+# make demo: set up and run the embedded model on examples/inputs. make test: set up, lint, type-check, test.
+# Needs Python 3.11 or newer with venv; no root, no GPU. PYTHON=python3.12 make demo picks another interpreter.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := pyproject.toml constraints.txt Makefile
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint parity clean
+
+help:
+	@echo "make demo    set up, then caption, ask, extract, ground and read the pictures in examples/inputs"
+	@echo "make test    set up, then ruff, mypy and pytest"
+	@echo "make lint    ruff and mypy only"
+	@echo "make parity  the tests against numbers of the reference implementations (needs ../shared)"
+	@echo "make clean   remove the environment, caches and out/"
+
+$(BIN)/python:
+	@echo "creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV)
+
+# The stamps stand for "installed since these files last changed": a second run starts at once.
+$(VENV)/run.stamp: $(STAMP) | $(BIN)/python
+	@echo "installing the project into $(VENV) (PyTorch is the large part)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(STAMP) | $(BIN)/python
+	@echo "installing the project and its test tools into $(VENV) (PyTorch is the large part)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/run.stamp
+
+demo: $(VENV)/run.stamp
+	@$(BIN)/python -m examples.demo
+
+lint: $(VENV)/dev.stamp
+	@echo "ruff"; $(BIN)/ruff check .
+	@echo "mypy"; $(BIN)/mypy
+
+test: lint
+	@echo "pytest"; $(BIN)/python -m pytest
+
+parity: $(VENV)/dev.stamp
+	@$(BIN)/python -m pytest -m parity
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

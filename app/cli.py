@@ -1,0 +1,136 @@
+"""The command line ``vlm``: what can be typed, and how errors end.
+
+Results go to stdout or ``--out``, everything else to stderr. Exit codes: 0 all good; 1 nothing could be done; 2 the
+command or its request is wrong; 3 some files failed, and have their rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+TASKS = ("caption", "ask", "extract", "ground", "read")
+_EPILOG = "exit codes: 0 all good, 1 nothing could be done, 2 wrong command or request, 3 some files failed (their rows say why)"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> Parser:
+    """The whole grammar."""
+    about = "Captions, answers, JSON, boxes and text from images, with diffusion vision-language models."
+    parser = Parser(prog="vlm", description=about, epilog=_EPILOG, allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    model, images, decoding = _model_options(), _image_options(), _decoding_options()
+    text = argparse.ArgumentParser(add_help=False)
+    text.add_argument("--max-new-tokens", type=int, metavar="N", help="length of the answer's canvas")
+
+    def add(name: str, help_: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        shared: Any = [model, *parents]
+        command: argparse.ArgumentParser = commands.add_parser(name, help=help_, description=help_, parents=shared, epilog=_EPILOG, allow_abbrev=False)
+        command.set_defaults(parser=command)
+        return command
+
+    add("caption", "Say what is on each image.", images, decoding, text)
+    ask = add("ask", "Answer a question about each image.", images, decoding, text)
+    ask.add_argument("-q", "--question", required=True, help="what to ask")
+    extract = add("extract", "Fill a JSON schema from each image.", images, decoding)
+    extract.add_argument("-s", "--schema", required=True, metavar="FILE", help="JSON schema or short template: a file, or the JSON itself")
+    ground = add("ground", "Find the widget an instruction speaks of.", images, decoding)
+    ground.add_argument("-i", "--instruction", required=True, help="what to do on the screen")
+    add("read", "Read the text of each image.", images)
+    add("info", "Describe the model and the environment.").add_argument("--json", action="store_true", help="as JSON")
+    bench = add("bench", "Time tasks on the given images.", decoding)
+    bench.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
+    bench.add_argument("--recursive", action="store_true", help="scan folders to any depth")
+    bench.add_argument("--tasks", help="comma-separated; default: every task whose question, schema or instruction is given, caption and read always")
+    bench.add_argument("-q", "--question", help="for ask")
+    bench.add_argument("-s", "--schema", metavar="FILE", help="for extract")
+    bench.add_argument("-i", "--instruction", help="for ground")
+    bench.add_argument("--repeat", type=int, default=3, metavar="N", help="runs over the images after one to warm up (default 3)")
+    bench.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _model_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--model", metavar="FOLDER", help="checkpoint folder (default: pocket, the embedded model)")
+    options.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    options.add_argument("--debug", action="store_true", help="show tracebacks")
+    options.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
+    return options
+
+
+def _image_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
+    options.add_argument("--recursive", action="store_true", help="scan folders to any depth")
+    options.add_argument("--json", action="store_true", help="one JSON object a line on stdout, with confidence, boxes and usage")
+    options.add_argument("--out", metavar="FILE.jsonl", help="write those lines to a file instead; each as soon as it is known")
+    options.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    options.add_argument("--batch-size", type=int, default=8, metavar="N", help="images computed together (default 8)")
+    return options
+
+
+def _decoding_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--preset", help="decoding method (vlm info lists them)")
+    options.add_argument("--seed", type=int, default=0, help="of random draws (default 0)")
+    options.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the preset, e.g. gamma=0.95; may be repeated")
+    return options
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Checked arguments; leaves with exit code 2 and one line for anything unknown."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        chosen: argparse.ArgumentParser = getattr(args, "parser", parser)
+        close = difflib.get_close_matches(unknown[0].split("=")[0], list(chosen._option_string_actions), n=1)
+        chosen.error(f"unknown option {unknown[0]}{f', did you mean {close[0]}?' if close else ''}")
+    if args.command is None and not args.version:
+        parser.print_help()
+        parser.exit(2)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. Errors end in one line, with ``--debug`` in a traceback."""
+    args = parse(argv)
+    try:
+        if args.version:
+            from vlm.version import VERSION
+
+            print(f"vlm {VERSION}")
+            return 0
+        import vlm  # noqa: F401  says what is wrong with the environment before anything else is imported
+        from app import commands
+
+        return commands.run(args)
+    except KeyboardInterrupt:
+        print("vlm: stopped; the rows written so far are complete", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if getattr(args, "debug", False):
+            traceback.print_exc()
+        print(f"vlm: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return _code(error)
+
+
+def _code(error: Exception) -> int:
+    """2 where the request is wrong, 1 for the rest."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return 2 if names & {"SchemaError", "OptionError", "PromptError"} and "ContextLengthError" not in names else 1

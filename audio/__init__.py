@@ -1,0 +1,1 @@
+"""Sound in, features out. Its place is kept: the audio work fills it."""

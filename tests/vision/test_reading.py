@@ -1,0 +1,137 @@
+"""Reading whole pictures: tiles give the maps of the whole page, the scale follows the text, boxes come back."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vision.reading as reading
+from tests.vision.test_tokens import COLON, written
+from vision.reader import ALPHABET, STRIDE, ReaderConfig, ReaderOutput, ReaderTower
+from vision.reading import better_scale, read_maps, read_picture, tiles
+from vision.tokens import CHAR, text_of
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    monkeypatch.setattr(reading, "fast_bf16", lambda device=None: False)
+
+
+def small_tower(seed=0):
+    """The default depth, so the default field of view, but narrow; norms away from the identity."""
+    torch.manual_seed(seed)
+    tower = ReaderTower(ReaderConfig(stem=(4, 6), width=8)).eval()
+    for name, parameter in tower.named_parameters():
+        if "norm2.weight" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return tower
+
+
+@pytest.mark.parametrize(("width", "height"), [(8, 8), (1600, 1600), (1608, 1640), (20_000, 136), (144, 21_000), (3000, 4000), (2568, 2568)])
+def test_cores_divide_the_page(width, height):
+    count = np.zeros((height // STRIDE, width // STRIDE), int)
+    for tile in tiles(width, height):
+        left, top, right, bottom = tile.core
+        assert all(v % STRIDE == 0 for v in (tile.x0, tile.y0, left, top))
+        assert 0 <= tile.x0 <= left < right <= tile.x1 <= width and 0 <= tile.y0 <= top < bottom <= tile.y1 <= height
+        assert left - tile.x0 in (0, reading.OVERLAP) or tile.x0 == 0
+        count[top // STRIDE : bottom // STRIDE, left // STRIDE : right // STRIDE] += 1
+    assert (count == 1).all()
+    assert (len(tiles(width, height)) == 1) == (width * height <= reading.TILE_PIXELS)
+
+
+def test_tiles_give_the_maps_of_the_whole_page(monkeypatch):
+    tower = small_tower()
+    pixels = np.random.default_rng(0).integers(0, 256, (403, 590, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        whole = read_maps(tower, pixels)
+        monkeypatch.setattr(reading, "TILE_PIXELS", 60_000)
+        monkeypatch.setattr(reading, "TILE_SIDE", 200)
+        assert len(tiles(592, 408)) == 9
+        tiled = read_maps(tower, pixels)
+        for name in ReaderOutput.__dataclass_fields__:
+            torch.testing.assert_close(getattr(tiled, name), getattr(whole, name), rtol=0, atol=2e-5)
+        monkeypatch.setattr(reading, "OVERLAP", 16)  # the test can fail: too little context shows
+        assert (read_maps(tower, pixels).features - whole.features).abs().max() > 1e-3
+
+
+def test_the_field_of_view_fits_the_overlap():
+    tower = small_tower().double()
+    pixels = torch.rand(1, 3, 408, 408, dtype=torch.float64, requires_grad=True)
+    tower(pixels).features[0, :, 25, 25].sum().backward()
+    seen = pixels.grad[0].abs().sum(0).nonzero()
+    assert int(seen.min()) >= 25 * STRIDE - reading.OVERLAP and int(seen.max()) < 26 * STRIDE + reading.OVERLAP
+
+
+class Printed(torch.nn.Module):
+    """A tower that reads what it is told, at the size of the picture it is given."""
+
+    def __init__(self, *lines, at=1.0):
+        super().__init__()
+        self.marker = torch.nn.Parameter(torch.zeros(()))
+        self.lines, self.at, self.seen = lines, at, []
+
+    def forward(self, pixels):
+        height, width = pixels.shape[-2:]
+        self.seen.append((width, height))
+        output = written(height // 8, width // 8, *self.lines)
+        output.features[:] = torch.arange(height // 8 * (width // 8)).view(height // 8, width // 8)
+        return output
+
+
+def test_text_boxes_and_features():
+    tower = Printed(("first row", 10, 10), ("and more", 10, 40))
+    result = read_picture(tower, Image.new("RGB", (203, 101)), COLON)
+    assert [row[0] for row in text_of(result.tokens, ALPHABET)] == ["first row", "and more"]
+    assert result.size == (203, 101) and result.scale == 1.0 and tower.seen == [(208, 104)]
+    np.testing.assert_allclose(result.tokens.boxes[0], (10, 10, 15.4, 20), atol=1e-3)
+    cells = result.tokens.cells
+    assert (result.features[cells >= 0] == torch.from_numpy(cells[cells >= 0]).float()[:, None]).all()
+    assert (result.features[cells < 0] == 0).all() and (cells >= 0).tolist() == (result.tokens.kind == CHAR).tolist()
+
+
+def test_small_text_is_read_again_enlarged(monkeypatch):
+    monkeypatch.setattr(reading, "LOWEST", 11.0)  # the printed text is 10 pixels high
+    tower = Printed(("some text", 10, 10))
+    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    assert tower.seen == [(200, 104), (240, 120)] and result.scale == pytest.approx(1.2)
+    np.testing.assert_allclose(result.tokens.boxes[0], np.array([10, 10, 15.4, 20]) / 1.2, atol=1e-3)
+    once = Printed(("some text", 10, 10))
+    assert read_picture(once, Image.new("RGB", (200, 100)), COLON, rescale=False).scale == 1.0 and len(once.seen) == 1
+
+
+def test_a_few_characters_do_not_set_the_scale(monkeypatch):
+    monkeypatch.setattr(reading, "LOWEST", 11.0)
+    tower = Printed(("abcd", 10, 10))
+    read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    assert len(tower.seen) == 1
+
+
+def test_better_scale():
+    boxes = np.array([[0, 0, 5, h] for h in (5, 6, 7)], np.float32)
+    assert better_scale(boxes, 0.5) == pytest.approx(1.0)  # 6 high at half the size
+    assert better_scale(boxes * 2, 0.5) == 0.5
+    assert better_scale(boxes * 100, 1.0) == pytest.approx(0.2)
+    assert better_scale(boxes / 100, 1.0) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (3, 9000), (7, 5)])
+def test_odd_sizes(size):
+    result = read_picture(small_tower(), Image.new("RGB", size, "white"), COLON)
+    assert result.size == size and result.features.shape == (len(result.tokens), 8)
+
+
+def test_large_pages_are_scaled_down_and_boxes_come_back(monkeypatch):
+    monkeypatch.setattr(reading, "MAX_READ_PIXELS", 20_000)
+    tower = Printed(("some text", 10, 10))
+    result = read_picture(tower, Image.new("RGB", (400, 200)), COLON)
+    assert tower.seen == [(200, 104)] and result.scale == pytest.approx(0.5)
+    np.testing.assert_allclose(result.tokens.boxes[0], (20, 20, 30.8, 40), atol=1e-3)
+
+
+def test_narrow_pages_keep_their_shape_when_scaled(monkeypatch):
+    """Rounding the short side must not change the scale of the long one."""
+    monkeypatch.setattr(reading, "MAX_READ_PIXELS", 10_000)
+    tower = Printed()
+    read_picture(tower, Image.new("RGB", (3, 9000)), COLON)
+    assert tower.seen == [(8, 5480)]  # 9000 * (10000 / 27000) ** 0.5 = 5477
