@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 TASKS = ("caption", "ask", "extract", "ground", "read")
 _EPILOG = "exit codes: 0 all good, 1 nothing could be done, 2 wrong command or request, 3 some files failed (their rows say why)"
@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The whole grammar."""
-    parser = Parser(prog="vlm", description="Captions, answers, JSON, boxes and text from images, with diffusion vision-language models.", epilog=_EPILOG, allow_abbrev=False)
+    about = "Captions, answers, JSON, boxes and text from images, with diffusion vision-language models."
+    parser = Parser(prog="vlm", description=about, epilog=_EPILOG, allow_abbrev=False)
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     model, images, decoding = _model_options(), _image_options(), _decoding_options()
@@ -35,7 +36,8 @@ def build_parser() -> Parser:
     text.add_argument("--max-new-tokens", type=int, metavar="N", help="length of the answer's canvas")
 
     def add(name: str, help_: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help_, description=help_, parents=[model, *parents], epilog=_EPILOG, allow_abbrev=False)
+        shared: Any = [model, *parents]
+        command: argparse.ArgumentParser = commands.add_parser(name, help=help_, description=help_, parents=shared, epilog=_EPILOG, allow_abbrev=False)
         command.set_defaults(parser=command)
         return command
 
@@ -111,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(f"vlm {VERSION}")
             return 0
+        import vlm  # noqa: F401  says what is wrong with the environment before anything else is imported
         from app import commands
 
         return commands.run(args)

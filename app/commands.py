@@ -131,7 +131,8 @@ def _task(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with sink:
         results = batch.run(inputs.files, task, args.batch_size, report=log if args.debug else None)
-        for result in _progress(results, len(inputs.files), args.quiet):
+        in_the_way = args.out is None and sys.stdout.isatty()  # rows on the same screen show the progress themselves
+        for result in _progress(results, len(inputs.files), args.quiet or in_the_way):
             sink.put(result)
     return sink.finish(time.perf_counter() - start)
 

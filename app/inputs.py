@@ -56,8 +56,8 @@ def expand(names: Sequence[str], *, recursive: bool = False) -> Inputs:
                 taken, passed = _scan(match, recursive)
                 found.passed_over += passed
                 if not taken:
-                    empty = ImageNotFoundError("there are no images in this folder", source=match, remedy="name another folder, or use --recursive for those below")
-                    found.files.append(Input(match, empty))
+                    remedy = "name another folder, or use --recursive for those below"
+                    found.files.append(Input(match, ImageNotFoundError("there are no images in this folder", source=match, remedy=remedy)))
             else:
                 taken = [match]
             for path in taken:

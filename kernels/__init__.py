@@ -9,5 +9,5 @@ except PackageNotFoundError:
 else:  # somebody looking for Hugging Face's package of this name found ours: say so instead of failing over a missing name
     raise ImportError(
         "this is the package 'kernels' of diffusion-vlm, and the Hugging Face package 'kernels' is installed too. "
-        "Use an environment of its own for diffusion-vlm (python3 -m venv), or run: pip uninstall kernels"
+        "Use an environment of its own for diffusion-vlm (python3 -m venv)"
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vision.tokens import KINDS, MAX_CHAR, MAX_SEGMENT_INDEX, MAX_WORD, PLACE, VisualTokens
+from vision.words import FEATURES, ROLES, RoleMixer
 
 
 @dataclass
@@ -19,6 +20,7 @@ class VisualBatch:
     Attributes:
         features: [B, K, F] tower features at the entries' cells (zero where there is no cell).
         valid: [B, K] False on padding.
+        rows: [W, FEATURES] words of all pictures, see :class:`vision.words.Lexicon`; roles: [H, ROLES]; holder: [B, K].
     """
 
     features: Tensor
@@ -30,6 +32,18 @@ class VisualBatch:
     index: Tensor
     score: Tensor
     valid: Tensor
+    rows: Tensor
+    roles: Tensor
+    holder: Tensor
+
+    def packed(self) -> VisualBatch:
+        """The valid entries of all pictures end to end: [T, ...] instead of [B, K, ...]."""
+        flat = {f.name: getattr(self, f.name) for f in fields(self)}
+        return VisualBatch(**{n: t if n in ("rows", "roles") else t[self.valid] for n, t in flat.items()})
+
+    def to(self, device: torch.device | str) -> VisualBatch:
+        """The same on a device."""
+        return VisualBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     @classmethod
     def collate(cls, rows: list[VisualTokens], features: list[Tensor | None], width: int) -> VisualBatch:
@@ -52,23 +66,43 @@ class VisualBatch:
                 cells = torch.from_numpy(r.cells)
                 has = cells >= 0
                 gathered[i, : len(r)][has] = maps.flatten(1)[:, cells[has]].T.float()
+        words, roles, holder = _joined(rows, k)
         return cls(
-            gathered, padded("kind"), padded("classes"), padded("probs"), padded("color"), padded("place"), padded("index"), padded("score"), valid
-        )
+            gathered, padded("kind"), padded("classes"), padded("probs"), padded("color"), padded("place"), padded("index"),
+            padded("score"), valid, words, roles, holder,
+        )  # fmt: skip
+
+
+def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The lexicons of several pictures as one: (rows, roles, holder [B, K])."""
+    rows = [np.zeros((1, FEATURES), np.int64)]
+    roles = [np.zeros((1, ROLES), np.int64)]
+    holder = np.zeros((len(pages), k), np.int64)
+    words = holders = 1
+    for i, page in enumerate(pages):
+        lexicon = page.lexicon
+        rows.append(lexicon.rows[1:])
+        here = lexicon.roles[1:]
+        roles.append(np.where(here > 0, here + words - 1, 0))
+        holder[i, : len(page)] = np.where(lexicon.holder > 0, lexicon.holder + holders - 1, 0)
+        words, holders = words + len(lexicon.rows) - 1, holders + len(here)
+    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(roles)), torch.from_numpy(holder)
 
 
 class ReaderAdapter(nn.Module):
     """Entries of a read page -> embeddings [B, K, D].
 
     An entry is the sum of: the backbone's own token embeddings of the characters it may be, weighted by their
-    probabilities; what kind of entry, which thing, which colour; sine/cosine of its place; its place in the text; and a
-    projection of the tower's features (which starts at zero: the reading alone carries the first lessons).
+    probabilities; what kind of entry, which thing, which colour; sine/cosine of its place; its place in the text; its
+    word and the words around it (:mod:`vision.words`); and a projection of the tower's features (which starts at zero:
+    the reading alone carries the first lessons).
 
     Args:
         hidden: D. features: F. things, colors: how many classes the tower names, 'none' included.
     """
 
     WAVES = 8
+    waves: Tensor
 
     def __init__(self, hidden: int, features: int, things: int, colors: int) -> None:
         super().__init__()
@@ -80,6 +114,7 @@ class ReaderAdapter(nn.Module):
         self.char_embed = nn.Embedding(MAX_CHAR + 1, hidden)
         self.place = nn.Linear(4 * 2 * self.WAVES + PLACE, hidden)
         self.features = nn.Linear(features, hidden)
+        self.words = RoleMixer(hidden)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -91,12 +126,13 @@ class ReaderAdapter(nn.Module):
         """The buffer `name`, which no checkpoint holds: angular frequencies, wavelengths of 2 to 256 line heights."""
         return 2 * math.pi / (2.0 * 2.0 ** torch.arange(self.WAVES, dtype=torch.float32, device="cpu"))
 
-    def forward(self, batch: VisualBatch, class_embed: Tensor) -> Tensor:
+    def forward(self, batch: VisualBatch, class_embed: Tensor, words: Tensor) -> Tensor:
         """Embed.
 
         Args:
             batch: B pictures of K entries.
             class_embed: [1 + A, D] embedding of each character class (row 0 unused), from the backbone.
+            words: [W, D] vectors of ``batch.rows``.
 
         Returns:
             [B, K, D].
@@ -112,4 +148,5 @@ class ReaderAdapter(nn.Module):
         small = torch.cat((place[..., :2] * 0.02, place[..., 2:4], place[..., 4:6] * 0.02, place[..., 6:]), dim=-1)
         where = self.place(torch.cat((waves, small), dim=-1))
         order = self.segment_embed(batch.index[..., 0]) + self.word_embed(batch.index[..., 1]) + self.char_embed(batch.index[..., 2])
-        return text + thing + self.kind_embed(batch.kind) + where + order + self.features(batch.features)
+        told = self.words(words, batch.roles)[batch.holder]
+        return text + thing + self.kind_embed(batch.kind) + where + order + told + self.features(batch.features)

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from vision.errors import EnvironmentConflictError
 
-_REMEDY = "install this project into an environment of its own (python3 -m venv), without the package kernels; or run: pip uninstall kernels"
+_REMEDY = (
+    "install diffusion-vlm into an environment of its own (python3 -m venv); to keep this one: pip uninstall kernels, then "
+    "pip install --force-reinstall --no-deps diffusion-vlm, because the two overwrite each other's files"
+)
 
 
 def check_kernels() -> None:

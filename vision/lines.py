@@ -205,7 +205,7 @@ def _slant(segment: Ints, count: int, cx: Floats, cy: Floats, height: float) -> 
     return float(np.clip(slopes[order][min(middle, len(order) - 1)], -0.15, 0.15))
 
 
-def _rows(seg_y: Floats, seg_h: Floats, seg_x: Floats) -> Ints:
+def _rows(seg_y: NDArray[np.float64], seg_h: NDArray[np.float64], seg_x: NDArray[np.float64]) -> Ints:
     """Row number of each segment: from top to bottom, a segment joins the open row whose level it shares."""
     order = np.argsort(seg_y, kind="stable")
     row = np.zeros(len(seg_y), np.int64)

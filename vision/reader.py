@@ -63,7 +63,8 @@ class ReaderConfig:
         unknown = sorted(set(data) - known)
         if unknown:
             raise TypeError(f"unknown keys in reader config: {', '.join(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 @dataclass

@@ -7,14 +7,15 @@ entry knows its box in the original picture, so an attention over entries is an 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vision.lines import Arrangement, Detections, arrange, suppress
-from vision.reader import STRIDE, ReaderOutput
+from vision.reader import ALPHABET, STRIDE, ReaderOutput
+from vision.words import Lexicon
 
 #: What an entry is.
 CHAR, BLANK, GAP, ROW_END, THING = range(5)
@@ -43,6 +44,7 @@ class VisualTokens:
             of words since then, number of characters since the word began.
         cells: [K] flat cell index to gather features from, -1 for entries without one.
         score: [K] the tower's confidence that the entry exists.
+        lexicon: the words of the page and which of them each entry is told about.
     """
 
     kind: NDArray[np.int64]
@@ -54,18 +56,22 @@ class VisualTokens:
     index: NDArray[np.int64]
     cells: NDArray[np.int64]
     score: NDArray[np.float32]
+    lexicon: Lexicon
 
     def __len__(self) -> int:
         return len(self.kind)
 
     def scaled(self, sx: float, sy: float) -> VisualTokens:
         """The same entries with boxes in the pixels of a picture `sx`, `sy` times as large."""
-        boxes = self.boxes * np.array([sx, sy, sx, sy], np.float32)
-        return VisualTokens(self.kind, self.classes, self.probs, self.color, boxes, self.place, self.index, self.cells, self.score)
+        return replace(self, boxes=self.boxes * np.array([sx, sy, sx, sy], np.float32))
 
     def clipped(self, limit: int) -> VisualTokens:
         """The first `limit` entries, for a backbone whose context is too short for the whole page."""
-        return VisualTokens(*(getattr(self, name)[:limit] for name in self.__dataclass_fields__))
+        arrays = {name: getattr(self, name)[:limit] for name in _ARRAYS}
+        return VisualTokens(**arrays, lexicon=replace(self.lexicon, holder=self.lexicon.holder[:limit]))
+
+
+_ARRAYS = tuple(name for name in VisualTokens.__dataclass_fields__ if name != "lexicon")
 
 
 @dataclass
@@ -170,6 +176,7 @@ def assemble(
     colon: int,
     blank_threshold: float = 0.5,
     arrangement: Arrangement | None = None,
+    alphabet: str = ALPHABET,
 ) -> VisualTokens:
     """Characters and things as one sequence in reading order.
 
@@ -179,6 +186,7 @@ def assemble(
         colon: character class of ':', after which the counters begin anew (a value follows its label).
         blank_threshold: least probability of a blank entry after a character.
         arrangement: reading order of `found` if it is known already.
+        alphabet: characters of the classes, class 1 first.
     """
     lines = arrangement or arrange(found.boxes)
     ordered = found.take(lines.order)
@@ -208,9 +216,17 @@ def assemble(
     gap[:, 0], gap[:, 2] = ordered.boxes[extra, 2], ordered.boxes[extra, 2] + 0.3 * (gap[:, 3] - gap[:, 1])
     boxes[after] = gap
     counters[after] = index[extra] + np.array([1, 0, 1])
-    place = place_of(boxes, size, lines.height or 16.0)
-    tokens = VisualTokens(kind, classes, probs, np.zeros(total, np.int64), boxes, place, _clip(counters), cells, score)
-    return _with_things(tokens, things, size, lines.height or 16.0, top)
+    height = lines.height or 16.0
+    text = {
+        "kind": kind, "classes": classes, "probs": probs, "color": np.zeros(total, np.int64), "boxes": boxes,
+        "place": place_of(boxes, size, height), "index": _clip(counters), "cells": cells, "score": score,
+    }  # fmt: skip
+    row = np.zeros(total, np.int64)
+    row[slot], row[after] = lines.row, lines.row[extra]
+    arrays = _with_things(text, things, size, height, top)
+    row = np.concatenate((np.full(len(arrays["kind"]) - total, -1), row))
+    chars = [alphabet[c - 1] if k == CHAR else "" for k, c in zip(arrays["kind"].tolist(), arrays["classes"][:, 0].tolist(), strict=True)]
+    return VisualTokens(**arrays, lexicon=Lexicon.of(chars, arrays["boxes"], row, arrays["kind"] == THING))
 
 
 def _text_index(classes: NDArray[np.int64], ends: NDArray[np.bool_], blank: NDArray[np.bool_], colon: int) -> NDArray[np.int64]:
@@ -219,9 +235,7 @@ def _text_index(classes: NDArray[np.int64], ends: NDArray[np.bool_], blank: NDAr
     since, words, chars = 0, 0, 0
     for i in range(len(classes)):
         out[i] = since, words, chars
-        if ends[i]:
-            since = words = chars = 0
-        elif classes[i] == colon:
+        if ends[i] or classes[i] == colon:
             since = words = chars = 0
         else:
             since, chars = since + 1, chars + 1
@@ -234,11 +248,11 @@ def _clip(counters: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.minimum(counters, np.array([MAX_SEGMENT_INDEX, MAX_WORD, MAX_CHAR]))
 
 
-def _with_things(tokens: VisualTokens, things: Things, size: tuple[int, int], height: float, top: int) -> VisualTokens:
-    """Things stand before the text, from top to bottom and left to right."""
+def _with_things(text: dict[str, NDArray], things: Things, size: tuple[int, int], height: float, top: int) -> dict[str, NDArray]:  # type: ignore[type-arg]
+    """The arrays of VisualTokens with the things before the text, from top to bottom and left to right."""
     k = len(things.classes)
     if not k:
-        return tokens
+        return text
     middle = (things.boxes[:, 1] + things.boxes[:, 3]) / 2
     order = np.lexsort((things.boxes[:, 0], np.round(middle / max(height, 1.0))))
     classes = np.zeros((k, top), np.int64)
@@ -246,11 +260,12 @@ def _with_things(tokens: VisualTokens, things: Things, size: tuple[int, int], he
     probs = np.zeros((k, top), np.float32)
     probs[:, 0] = 1.0
     boxes = things.boxes[order].astype(np.float32)
-    first = VisualTokens(
-        np.full(k, THING), classes, probs, things.colors[order], boxes, place_of(boxes, size, height),
-        _clip(np.stack((np.arange(k), np.zeros(k, np.int64), np.zeros(k, np.int64)), -1)), things.cells[order], things.score[order],
-    )  # fmt: skip
-    return VisualTokens(*(np.concatenate((getattr(first, n), getattr(tokens, n))) for n in tokens.__dataclass_fields__))
+    first = {
+        "kind": np.full(k, THING), "classes": classes, "probs": probs, "color": things.colors[order], "boxes": boxes,
+        "place": place_of(boxes, size, height), "index": _clip(np.stack((np.arange(k), np.zeros(k, np.int64), np.zeros(k, np.int64)), -1)),
+        "cells": things.cells[order], "score": things.score[order],
+    }  # fmt: skip
+    return {name: np.concatenate((first[name], text[name])) for name in text}
 
 
 def text_of(tokens: VisualTokens, alphabet: str) -> list[tuple[str, tuple[float, float, float, float], float]]:

@@ -49,14 +49,15 @@ def load_pocket(path: str | Path | None = None) -> tuple[PocketModel, Tokenizer,
         raise CheckpointError("there is no such folder", source=str(folder), remedy="name a local checkpoint folder, or none for pocket")
     data = read_json(folder / "config.json")
     if data.get("model_type") != "pocket":
-        raise CheckpointError(f"model_type {data.get('model_type')!r} is not supported yet", source=str(folder / "config.json"), remedy="use a pocket checkpoint")
+        kind = data.get("model_type")
+        raise CheckpointError(f"model_type {kind!r} is not supported yet", source=str(folder / "config.json"), remedy="use a pocket checkpoint")
     try:
         config = PocketConfig.from_dict(data)
         with torch.device("meta"):
             model = PocketModel(config)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"does not describe a pocket model ({reason})", source=str(folder / "config.json"), remedy="fetch the checkpoint again") from error
+        reason = f"does not describe a pocket model ({type(error).__name__}: {error})"
+        raise CheckpointError(reason, source=str(folder / "config.json"), remedy="fetch the checkpoint again") from error
     stored = Shards.open(folder)
     expected = model.state_dict()
     weights = [Weight(name, (Part(name, tuple(tensor.shape)),)) for name, tensor in expected.items()]

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from vision.adapter import VisualBatch
 from vision.reading import Reading, fast_bf16, read_picture
-from vision.tokens import ROW_END, THING, VisualTokens
+from vision.tokens import CHAR, ROW_END, THING, VisualTokens
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Prediction
-from vlm.families.pocket import PocketModel, Prefix
+from vlm.backbone.slots import SlotTable, join
+from vlm.families.pocket import PocketModel, Prefix, Slots, Words
 from vlm.processor.prompt import Prompt, check_context
 from vlm.processor.tokenizer import Tokenizer
+from vlm.processor.words import prompt_words
 from vlm.results import Box
+from vlm.structure.scaffold import Scaffold
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Places:
 
     def union(self, sources: Sequence[int], picture: int = 0) -> Box | None:
         """Union box of the pointed-at entries on one picture, blanks and row ends left out; None if there are none."""
-        found = [self.boxes[s] for s in sources if 0 <= s < len(self.boxes) and self.picture[s] == picture and self.kinds[s] <= THING and self.kinds[s] in (0, THING)]
+        shown = [s for s in sources if 0 <= s < len(self.boxes) and self.picture[s] == picture]
+        found = [self.boxes[s] for s in shown if self.kinds[s] in (CHAR, THING)]
         if not found:
             return None
         return (min(b[0] for b in found), min(b[1] for b in found), max(b[2] for b in found), max(b[3] for b in found))
@@ -39,8 +43,8 @@ class Places:
 class PocketDenoiser:
     """A pocket model behind encoded prompts."""
 
-    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places]) -> None:
-        self.model, self.prefix, self.places = model, prefix, places
+    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable) -> None:
+        self.model, self.prefix, self.places, self.table = model, prefix, places, table
         self.vocab_size = model.config.backbone.vocab_size
 
     @torch.inference_mode()
@@ -49,15 +53,13 @@ class PocketDenoiser:
         busy = cells.any(dim=1)
         everything = bool(busy.all())
         rows = busy.nonzero(as_tuple=True)[0]
-        prefix = self.prefix if everything else self.prefix.select(rows)
-        ids, valid, slots, asked = (t if everything else t[rows] for t in (canvas.ids, canvas.valid, canvas.slot_index, cells))
+        slots = Slots.of(canvas.slot_index, self.table)
+        prefix, slots = (self.prefix, slots) if everything else (self.prefix.select(rows), slots.select(rows))
+        ids, valid, asked = (t if everything else t[rows] for t in (canvas.ids, canvas.valid, cells))
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16() and ids.shape[0] * ids.shape[1] > 64):
-            hidden = self.model.canvas(ids, valid, slots, prefix)
-            head = self.model.backbone.copy_head
-            assert head is not None
-            scores = head.scores(hidden, prefix.memory)
-            logits = self.model.cell_logits(hidden, scores, prefix.memory, asked)
-        attention = torch.softmax(scores[asked], dim=-1)
+            hidden, pointing = self.model.canvas(ids, valid, slots, prefix)
+            logits = self.model.cell_logits(hidden[asked], pointing.copied[asked])
+        attention = torch.softmax(pointing.scores[asked], dim=-1)
         weight, source = attention.max(dim=-1)
         nowhere = source == attention.shape[-1] - 1
         return Prediction(logits.float(), torch.where(nowhere, -1, source), weight)
@@ -84,12 +86,15 @@ class PocketEngine:
         return read_picture(self.model.tower, image, self.colon, rescale)
 
     @torch.inference_mode()
-    def denoiser(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int) -> PocketDenoiser:
+    def denoiser(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int, scaffold: Scaffold | None = None
+    ) -> PocketDenoiser:
         """Encode prompts with their pictures.
 
         Args:
             prompts: B prompts; pictures: the readings of each prompt's images, in order.
             answer_cells: length of the longest canvas, for the context check.
+            scaffold: of all canvases; None for free text.
 
         Raises:
             ContextLengthError: a prompt does not fit.
@@ -119,9 +124,11 @@ class PocketEngine:
             visual = VisualBatch.collate(tokens, [None] * len(tokens), self.model.config.reader.width)
             for i, feature in enumerate(features):
                 visual.features[i, : len(feature)] = feature
+        rows, word = prompt_words([layout.ids for layout in layouts], self.tokenizer, width)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
-            prefix = self.model.prefix(ids, valid, media, visual)
-        return PocketDenoiser(self.model, prefix, places)
+            prefix = self.model.prefix(ids, valid, media, Words(torch.from_numpy(rows), torch.from_numpy(word)), visual)
+        table = SlotTable.none(answer_cells) if scaffold is None else SlotTable.of(scaffold)
+        return PocketDenoiser(self.model, prefix, places, join([table] * len(prompts), answer_cells))
 
 
 def _places(length: int, spans: Sequence[Any], kept: Sequence[VisualTokens]) -> Places:

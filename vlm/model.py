@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vision.loading import LoadedImage, load_image
+from vision.loading import load_image
 from vision.reading import Reading
 from vision.tokens import THING, text_of
 from vlm.checkpoint import load_pocket
@@ -46,10 +46,14 @@ GROUND_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class _Seen:
-    """A picture that was read: its place among the inputs, and the milliseconds that took."""
+    """A picture that was read: its place among the inputs, what was found, and the milliseconds that took.
+
+    The picture itself is not kept: a batch of large pages must not pile up in memory.
+    """
 
     index: int
-    loaded: LoadedImage
+    source: str
+    warnings: tuple[str, ...]
     reading: Reading
     ms: float
 
@@ -198,7 +202,7 @@ class DiffusionVLM:
         start = time.perf_counter()
         denoiser = self.engine.denoiser([prompt], [[s.reading for s in seen]], max_new_tokens)
         ms = (time.perf_counter() - start) * 1000 + sum(s.ms for s in seen)
-        return self._stream(denoiser, max_new_tokens, recipe, ms, tuple(f"{s.loaded.source}: {w}" for s in seen for w in s.loaded.warnings))
+        return self._stream(denoiser, max_new_tokens, recipe, ms, tuple(f"{s.source}: {w}" for s in seen for w in s.warnings))
 
     def _stream(self, denoiser: PocketDenoiser, cells: int, recipe: tuple[Recipe, int], ms: float, warnings: tuple[str, ...]) -> Iterator[Partial]:
         for part in self._free(denoiser, 1, cells, recipe):
@@ -260,7 +264,7 @@ class DiffusionVLM:
         start = time.perf_counter()
         loaded = load_image(image)
         reading = self.engine.see(loaded.rgb)
-        return _Seen(index, loaded, reading, (time.perf_counter() - start) * 1000)
+        return _Seen(index, loaded.source, loaded.warnings, reading, (time.perf_counter() - start) * 1000)
 
     def _flush(self, waiting: list[_Seen], run: Callable[[list[Reading]], list[Result]], rows: list[Result | None], as_row: bool) -> None:
         """Run what waits; when an image breaks its batch and rows are wanted, run each alone."""
@@ -275,9 +279,9 @@ class DiffusionVLM:
                 for seen in waiting:
                     self._flush([seen], run, rows, as_row)
                 return
-            results = [failed(error, "decode", waiting[0].loaded.source)]
+            results = [failed(error, "decode", waiting[0].source)]
         for seen, result in zip(waiting, results, strict=True):
-            rows[seen.index] = replace(_charged(result, seen.ms), source=seen.loaded.source, warnings=(*seen.loaded.warnings, *result.warnings))
+            rows[seen.index] = replace(_charged(result, seen.ms), source=seen.source, warnings=(*seen.warnings, *result.warnings))
 
     def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
         recipe = self._recipe(decoding)
@@ -332,7 +336,7 @@ class DiffusionVLM:
     def _fill(self, prompts: list[Prompt], pictures: list[list[Reading]], scaffold: Scaffold, recipe: tuple[Recipe, int]) -> list[Result]:
         """Fill the slots of a scaffold behind prompts."""
         start = time.perf_counter()
-        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold))
+        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), scaffold)
         special = self.tokenizer.special
         rows = scaffold.to_canvas_rows()
         cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
@@ -409,7 +413,8 @@ def _grounded(result: Result, reading: Reading) -> Result:
     action = result.data.get("action") if isinstance(result.data, dict) else None
     sure = result.fields["/action"].confidence if "/action" in result.fields else 0.0
     if target is None or target.box is None:
-        return replace(result, data={"action": action, "bbox": None}, text=json.dumps({"action": action, "bbox": None}), status="partial", confidence=0.0, fields={})
+        data = {"action": action, "bbox": None}
+        return replace(result, data=data, text=json.dumps(data), status="partial", confidence=0.0, fields={})
     box = widget_around(target.box, reading)
     width, height = reading.size
     bbox = [round(1000 * box[0] / width), round(1000 * box[1] / height), round(1000 * box[2] / width), round(1000 * box[3] / height)]

@@ -18,18 +18,23 @@ def _rows(pack: str) -> list[dict]:  # type: ignore[type-arg]
     return scenes.load_rows(folder, "train") if folder.exists() else []
 
 
-def draw(rng: np.random.Generator) -> Sample:
-    """One training sample: about half documents, the rest first lessons, screens and scenes."""
+#: Shares of first pages, documents, screens and scenes in each stage; the last is what remains.
+STAGES = {"first": (0.9, 0.0, 0.05), "full": (0.15, 0.57, 0.16)}
+
+
+def draw(rng: np.random.Generator, stage: str = "full") -> Sample:
+    """One training sample. Stage 'first' has small pages, where finding and copying is learned fast; 'full' everything."""
+    first, documented, screened = STAGES[stage]
     kind = rng.random()
-    if kind < 0.28:
+    if kind < first:
         return first_pages.make(rng)
-    if kind < 0.74:
+    if kind < first + documented:
         return documents.make(rng)
-    if kind < 0.88:
+    if kind < first + documented + screened:
         return screens.make(rng)
     pack = str(rng.choice(["easy_vqa", "nlvr"]))
     rows = _rows(pack)
-    if kind < 0.92 or not rows:
+    if rng.random() < 0.3 or not rows:
         return scenes.make(rng)
     folder = Path(os.environ.get("POCKET_DATA", "../shared/data")) / pack
     return scenes.real_sample(folder, rows[rng.integers(len(rows))], rng)

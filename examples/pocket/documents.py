@@ -355,7 +355,7 @@ def form(rng: Rng, held_out: bool, kind: str = "form") -> Sample:
     extra: list[Query] = []
     if kind == "invoice":
         pen.feed(0.5)
-        count, query = _items(pen, int(rng.integers(1, 5)))
+        _, query = _items(pen, int(rng.integers(1, 5)))
         pen.rule()
         facts += _sums(pen, ["subtotal", "tax", "discount", "shipping"], [])
         extra = [query] if rng.random() < 0.2 else []
@@ -372,7 +372,7 @@ def table(rng: Rng, held_out: bool) -> Sample:
     size = int(rng.integers(12, 18))
     count, columns = int(rng.integers(2, 6)), int(rng.integers(2, 4))
     pen = _pen(rng, held_out, int(size * (7 + 9 * columns)) // 8 * 8, size, mono=0.2)
-    entries = [e for e in _concepts(rng, ["name", "quantity", "price", "date", "status", "id_number", "seat", "department"], columns, 0.4, held_out)]
+    entries = list(_concepts(rng, ["name", "quantity", "price", "date", "status", "id_number", "seat", "department"], columns, 0.4, held_out))
     if rng.random() < 0.5:
         _title(pen, ["List", "Table", "Orders", "Members"])
     span = (pen.right - pen.left) / columns

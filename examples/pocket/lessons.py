@@ -14,6 +14,7 @@ from examples.pocket.sample import Query, Sample, Value
 from vision.lines import Detections
 from vision.reader import COLORS, THINGS
 from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING, Things, VisualTokens, assemble
+from vlm.backbone.slots import SlotTable
 from vlm.processor.tokenizer import Tokenizer
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
@@ -35,7 +36,7 @@ class Lesson:
     Attributes:
         instruction: token ids of the user's text.
         ids: [L] the finished canvas; answer: [L] True on slot cells (the rest is scaffold).
-        slot_index: [L] 1 + place in the slot, 0 on literals.
+        slot_index: [L] 1 + place in the slot, 0 on literals. slots: what the slots' cells know.
         pointer: [L] index of the visual token each cell is copied from, NOWHERE or UNKNOWN.
         task: for statistics.
     """
@@ -46,6 +47,7 @@ class Lesson:
     slot_index: NDArray[np.int64]
     pointer: NDArray[np.int64]
     task: str
+    slots: SlotTable
 
 
 def simulate(page: Page, rng: np.random.Generator, error: float) -> Detections:
@@ -181,13 +183,13 @@ class LessonMaker:
                 text_ids = self.tokenizer.encode_chars(value.text)[: slot.budget]
                 marks = value_pointers(value, where, tokens)[: slot.budget]
                 if thing is not None:
-                    marks = [thing] * len(text_ids)
+                    marks = [thing] + [NOWHERE] * (len(text_ids) - 1)  # one cell says where
                 if len(marks) != len(text_ids):  # a character that takes several tokens
                     marks = [UNKNOWN] * len(text_ids)
             ids[cells] = special["<|pad|>"]
             ids[slot.start : slot.start + len(text_ids)] = text_ids
             pointer[slot.start : slot.start + len(marks)] = marks
-        return Lesson(instruction, ids, slot_of >= 0, slot_index, pointer, query.task)
+        return Lesson(instruction, ids, slot_of >= 0, slot_index, pointer, query.task, SlotTable.of(scaffold))
 
     def _free(self, query: Query, instruction: list[int], where: dict[int, int], tokens: VisualTokens) -> Lesson:
         text_ids = self.tokenizer.encode_chars(str(query.answer))
@@ -200,7 +202,7 @@ class LessonMaker:
         pointer = np.full(budget, NOWHERE, np.int64)
         ids[: len(text_ids)], pointer[: len(marks)] = text_ids, marks
         ids[len(text_ids)] = self.tokenizer.special["<|eos|>"]
-        return Lesson(instruction, ids, np.ones(budget, bool), np.arange(1, budget + 1), pointer, query.task)
+        return Lesson(instruction, ids, np.ones(budget, bool), np.arange(1, budget + 1), pointer, query.task, SlotTable.none(budget))
 
     @staticmethod
     def _thing_pointer(query: Query, tokens: VisualTokens) -> int | None:

@@ -46,7 +46,7 @@ def all_fonts() -> tuple[FontFile, ...]:
     ).stdout  # fmt: skip
     fonts = set()
     for line in listing.splitlines():
-        path, index, family, spacing = (line.split("\t") + ["", ""])[:4]
+        path, index, family, spacing = [*line.split("\t"), "", ""][:4]
         if family in _EXCLUDED or not path.lower().endswith((".ttf", ".otf", ".ttc", ".pfb", ".t1")):
             continue
         if int(index or 0) > 0xFFFF:  # named instances of variable fonts

@@ -25,18 +25,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.pocket.curriculum import draw
+from examples.pocket.curriculum import STAGES, draw
 from examples.pocket.lessons import NOWHERE, UNKNOWN, Lesson, LessonMaker, see
 from examples.pocket.reading import Reader
 from vision.adapter import VisualBatch
 from vision.tokens import VisualTokens
-from vlm.families.pocket import PackedPocket, PocketModel
+from vlm.backbone.slots import join
+from vlm.families.pocket import PackedPocket, PocketModel, Slots, Words
 from vlm.processor.tokenizer import Tokenizer
+from vlm.processor.words import prompt_words
 from vlm.training.masking import views
 from vlm.training.optim import EMA, Optimisers, warmup_stable_decay
 
+TOKENIZER = Tokenizer.pocket()
 #: Control tokens before the picture and after the text, as the pocket template sets them.
-FRAME = ([Tokenizer.pocket().special[n] for n in ("<|bos|>", "<|user|>")], [Tokenizer.pocket().special[n] for n in ("<|end|>", "<|assistant|>")])
+FRAME = ([TOKENIZER.special[n] for n in ("<|bos|>", "<|user|>")], [TOKENIZER.special[n] for n in ("<|end|>", "<|assistant|>")])
 #: A page with its lessons: visual tokens, features [F, n] of their cells (or None), canvases.
 Item = tuple[VisualTokens, np.ndarray | None, list[Lesson]]
 
@@ -48,6 +51,7 @@ class Settings:
     reader: str
     seed: int
     error: float
+    stage: str = "full"
     max_tokens: int = 640
     max_canvas: int = 288
 
@@ -57,10 +61,10 @@ def produce(settings: Settings, queue: Any, number: int) -> None:
     torch.set_num_threads(1)
     os.nice(5)
     rng = np.random.default_rng((settings.seed, number))
-    maker = LessonMaker(Tokenizer.pocket())
+    maker = LessonMaker(TOKENIZER)
     reader = Reader.from_checkpoint(Path(settings.reader)) if settings.reader != "none" else None
     while True:
-        sample = draw(rng)
+        sample = draw(rng, settings.stage)
         if reader is None:
             tokens, features = see(sample, rng, float(rng.beta(1, 12)) * settings.error), None
         else:
@@ -100,7 +104,8 @@ class Batch:
     ids: Tensor
     valid: Tensor
     answer: Tensor
-    slot_index: Tensor
+    slots: Slots
+    words: Words
     pointer: Tensor
     tasks: list[str]
 
@@ -126,10 +131,12 @@ def collate(pages: list[Item], width: int) -> Batch:
     prompt = torch.zeros(len(texts), max(width_of), dtype=torch.long)
     prompt_valid = torch.zeros_like(prompt, dtype=torch.bool)
     media = torch.zeros_like(prompt_valid)
+    written = []
     for i, (t, x) in enumerate(zip(tokens, texts, strict=True)):
         ids = [*FRAME[0], *[0] * len(t), *x, *FRAME[1]]
         prompt[i, : len(ids)] = torch.tensor(ids)
         prompt_valid[i, : len(ids)] = True
+        written.append(ids)
         media[i, len(FRAME[0]) : len(FRAME[0]) + len(t)] = True
     length = max(len(x.ids) for x in lessons)
 
@@ -142,9 +149,11 @@ def collate(pages: list[Item], width: int) -> Batch:
     valid = torch.zeros(len(lessons), length, dtype=torch.bool)
     for i, lesson in enumerate(lessons):
         valid[i, : len(lesson.ids)] = True
+    rows, word = prompt_words(written, TOKENIZER, prompt.shape[1])
     return Batch(
         visual_batch, prompt, prompt_valid, media, torch.tensor(row), padded("ids", 0, torch.long), valid,
-        padded("answer", 0, torch.bool), padded("slot_index", 0, torch.long), padded("pointer", NOWHERE, torch.long),
+        padded("answer", 0, torch.bool), Slots.of(padded("slot_index", 0, torch.long), join([x.slots for x in lessons], length)),
+        Words(torch.from_numpy(rows), torch.from_numpy(word)), padded("pointer", NOWHERE, torch.long),
         [x.task for x in lessons],
     )  # fmt: skip
 
@@ -160,10 +169,11 @@ def lesson_loss(model: PackedPocket, batch: Batch, masks: Tensor, pad_weight: fl
     here = batch.valid.unsqueeze(1).expand_as(masks)  # [N, V, L]
     asked = masks[here]  # [T]
     ids = batch.ids.unsqueeze(1).expand_as(masks)[here]
-    behind = model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.visual)
+    behind = model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.words, batch.visual)
     lengths = batch.valid.sum(1).repeat_interleave(count).tolist()
     rows = batch.row.repeat_interleave(count).tolist()
-    slots = batch.slot_index.unsqueeze(1).expand_as(masks)[here]
+    index, slot = (t.unsqueeze(1).expand_as(masks)[here] for t in (batch.slots.index, batch.slots.slot))
+    slots = Slots(index, slot, batch.slots.keys, batch.slots.kind, batch.slots.item)
     logits, scores = model.cells(ids.masked_fill(asked, config.mask_token_id), slots, asked, lengths, rows, behind)
     target, pointer = ids[asked], batch.pointer.unsqueeze(1).expand_as(masks)[masks]
     each = F.cross_entropy(logits, target, reduction="none")
@@ -230,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--reader", default="none")
+    parser.add_argument("--stage", default="full", choices=list(STAGES))
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--cells", type=int, default=6000, help="prefix and canvas cells a step")
     parser.add_argument("--threads", type=int, default=1)
@@ -255,12 +266,12 @@ def main() -> None:
         step = saved["step"]
     packed = PackedPocket(model, compile=not args.no_compile)
     optim = Optimisers(model, args.muon_lr, args.adam_lr)
-    trained = torch.nn.ModuleDict({"adapter": model.adapter, "backbone": model.backbone})
+    trained = torch.nn.ModuleDict({name: part for name, part in model.named_children() if name != "tower"})
     ema = EMA(trained, args.ema)
     if saved:
         optim.load_state_dict(saved["optim"])
         ema.average = saved["ema"]
-    settings = Settings(args.reader, args.seed + step, args.error)
+    settings = Settings(args.reader, args.seed + step, args.error, args.stage)
     log = args.out.with_suffix(".jsonl").open("a")
     rng = np.random.default_rng(args.seed + step)
     start = last_save = time.monotonic()

@@ -126,7 +126,7 @@ def test_missing_role_and_missing_special():
 def test_context_check_names_the_numbers():
     prompt = POCKET.build(user("hello", ImagePart(0)), TOKENIZER)
     assert check_context(prompt, [10], 20, 39) == 39
-    with pytest.raises(ContextLengthError, match="39 positions .*9 text, 10 image, 20 answer.* 38"):
+    with pytest.raises(ContextLengthError, match=r"39 positions .*9 text, 10 image, 20 answer.* 38"):
         check_context(prompt, [10], 20, 38)
     assert issubclass(ContextLengthError, Exception)
 

@@ -119,7 +119,7 @@ def test_draws_follow_the_conditional_law(free):
     law = weights / weights.sum()
     count = 20_000
     result = solve(table, np.repeat(scores, count, 0), rng.random((count, length)))
-    drawn = {p: 0 for p in strings}
+    drawn = dict.fromkeys(strings, 0)
     for path in map(tuple, result.path.tolist()):
         drawn[path] += 1
     frequency = np.array([drawn[p] for p in strings]) / count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from kernels.swiglu import swiglu
 from vlm.backbone.cache import PrefixCache
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.copy_head import CopyHead
+
+#: (number of blocks done, states) -> states.
+Between = Callable[[int, Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -112,9 +117,9 @@ class DiffusionBackbone(nn.Module):
         self.copy_head = CopyHead(config.hidden_size, config.copy_head) if config.copy_head else None
         self.apply(self._init)
         residual = (2 * config.num_layers) ** -0.5
-        for block in self.blocks:
-            block.attention.out.weight.data.mul_(residual)
-            block.down.weight.data.mul_(residual)
+        for name, matrix in self.blocks.named_parameters():
+            if name.endswith(("attention.out.weight", "down.weight")):
+                matrix.data.mul_(residual)
 
     @staticmethod
     def _init(module: nn.Module) -> None:
@@ -168,6 +173,7 @@ class DiffusionBackbone(nn.Module):
         prefix_lengths: Tensor | None = None,
         slot_index: Tensor | None = None,
         rule: Tensor | None = None,
+        between: Between | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, D].
 
@@ -178,19 +184,20 @@ class DiffusionBackbone(nn.Module):
                 (the prefix-LM rule in one pass). Neither: everything attends to everything.
             slot_index: [B, T] 1 + place in its slot, 0 outside slots.
             rule: [B or 1, T, P + T] bool, any other attention rule, e.g. block-causal.
+            between: called with the number of blocks done and the states after each; returns the states to go on with.
         """
         if slot_index is not None and self.slot_embed is not None:
             embeds = embeds + self.slot_embed(slot_index.clamp_max(self.config.slot_positions - 1))
         if cache is not None:
-            return self._run(embeds, positions, _mask(torch.cat((cache.valid, valid), dim=1), rule), cache)[0]
+            return self._run(embeds, positions, _mask(torch.cat((cache.valid, valid), dim=1), rule), cache, between)[0]
         if prefix_lengths is not None:
             in_prefix = torch.arange(embeds.shape[1], device=embeds.device) < prefix_lengths.unsqueeze(1)  # [B,T]
             prefix_rule = ~(in_prefix.unsqueeze(2) & ~in_prefix.unsqueeze(1))
             rule = prefix_rule if rule is None else rule & prefix_rule
-        return self._run(embeds, positions, _mask(valid, rule), None)[0]
+        return self._run(embeds, positions, _mask(valid, rule), None, between)[0]
 
     def _run(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: PrefixCache | None
+        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: PrefixCache | None, between: Between | None = None
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         config = self.config
         rope = rope_table(positions, config.width_per_head, config.rope_theta, config.mrope_sections, config.mrope_interleaved)
@@ -200,6 +207,8 @@ class DiffusionBackbone(nn.Module):
             x, k, v = block(x, rope, mask, past)
             keys.append(k)
             values.append(v)
+            if between is not None:
+                x = between(i + 1, x)
         return self.norm(x), keys, values
 
 

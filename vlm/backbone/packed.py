@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.ragged_attention import Span, ragged_attention
 from kernels.rope import rope_table
-from vlm.backbone.model import Block, DiffusionBackbone
+from vlm.backbone.model import Between, Block, DiffusionBackbone
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Packed:
 
     def forward(
         self, embeds: Tensor, positions: Tensor, lengths: Sequence[int], prefix: PackedPrefix, row: Sequence[int],
-        asked: Tensor | None = None, counts: Sequence[int] | None = None,
+        asked: Tensor | None = None, counts: Sequence[int] | None = None, between: Between | None = None,
     ) -> Tensor:  # fmt: skip
         """Final hidden states of canvases behind their prefixes.
 
@@ -73,6 +73,7 @@ class Packed:
             embeds: [T, D]. positions: [T]. lengths: cells of each canvas. row: prefix row of each canvas.
             asked: [R] cells, rising, whose states are wanted; the last block computes only these. None: all.
             counts: how many of the asked cells lie in each canvas.
+            between: see :meth:`DiffusionBackbone.forward`; the states are [T, D] here.
 
         Returns:
             [R, D] (or [T, D]).
@@ -83,14 +84,15 @@ class Packed:
         if asked is not None:
             assert counts is not None
             last = [(q, own, old) for q, (_, own, old) in zip(bounds_of(counts), spans, strict=True)]
-        return self._run(embeds, positions, spans, prefix, None if asked is None or last is None else (asked, last))[0]
+        return self._run(embeds, positions, spans, prefix, None if asked is None or last is None else (asked, last), between)[0]
 
     def _run(
-        self, x: Tensor, positions: Tensor, spans: list[Span], prefix: PackedPrefix | None, ending: tuple[Tensor, list[Span]] | None
+        self, x: Tensor, positions: Tensor, spans: list[Span], prefix: PackedPrefix | None, ending: tuple[Tensor, list[Span]] | None,
+        between: Between | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         config = self.backbone.config
         groups = config.num_heads // config.num_kv_heads
-        rope = rope_table(positions[None], config.width_per_head, config.rope_theta)
+        rope = rope_table(positions[None], config.width_per_head, config.rope_theta, config.mrope_sections, config.mrope_interleaved)
         keys, values = [], []
         for i, block in enumerate(self.backbone.blocks):
             rows = None
@@ -105,6 +107,8 @@ class Packed:
                 past = past and (past[0].repeat_interleave(groups, 0), past[1].repeat_interleave(groups, 0))
             mixed = ragged_attention(q, k, v, [s for s in spans if s[0][0] < s[0][1]], past)
             x = self._after(block, x if rows is None else x[rows], mixed)
+            if between is not None:
+                x = between(i + 1, x)
         return self.backbone.norm(x), keys, values
 
 

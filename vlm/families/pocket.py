@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,17 +12,20 @@ from torch import Tensor, nn
 from vision.adapter import ReaderAdapter, VisualBatch
 from vision.reader import ReaderConfig, ReaderTower
 from vision.tokens import CHAR, THING
+from vision.words import WordEmbedding
 from vlm.backbone.cache import PrefixCache
 from vlm.backbone.config import BackboneConfig
-from vlm.backbone.copy_head import CopyHeadConfig, CopyMemory
+from vlm.backbone.copy_head import CopyHead, CopyHeadConfig, CopyMemory, Pointing
 from vlm.backbone.model import DiffusionBackbone
 from vlm.backbone.packed import Packed, PackedPrefix
+from vlm.backbone.slots import SlotEmbedding, SlotTable
+from vlm.errors import ConfigError
 
 
 def default_backbone() -> BackboneConfig:
     """Sizes of the shipped model's backbone."""
     return BackboneConfig(
-        vocab_size=416, hidden_size=256, num_layers=6, num_heads=4, num_kv_heads=4, intermediate_size=704, qk_norm=True,
+        vocab_size=416, hidden_size=256, num_layers=5, num_heads=4, num_kv_heads=4, intermediate_size=704, qk_norm=True,
         tie_embeddings=True, mask_token_id=1, pad_token_id=0, eos_token_id=3, bos_token_id=2, max_position_embeddings=4096,
         slot_positions=97, copy_head=CopyHeadConfig(),
     )  # fmt: skip
@@ -51,6 +54,38 @@ class PocketConfig:
 
 
 @dataclass
+class Slots:
+    """Slots of a batch of canvases, see :class:`vlm.backbone.slots.SlotTable`.
+
+    Attributes:
+        index: [B, L] 1 + place of a cell in its slot, 0 outside slots. slot: [B, L]; keys, kind, item: of the slots.
+    """
+
+    index: Tensor
+    slot: Tensor
+    keys: Tensor
+    kind: Tensor
+    item: Tensor
+
+    @classmethod
+    def of(cls, index: Tensor, table: SlotTable) -> Slots:
+        """From the places in slots and the table of the same canvases."""
+        return cls(index, *(torch.from_numpy(a).to(index.device) for a in (table.slot, table.keys, table.kind, table.item)))
+
+    def select(self, rows: Tensor) -> Slots:
+        """The given canvases."""
+        return Slots(self.index[rows], self.slot[rows], self.keys, self.kind, self.item)
+
+
+@dataclass
+class Words:
+    """Words of prompts: `rows` [1 + W, FEATURES] of the word table, `word` [B, P] of each token, 0 for none."""
+
+    rows: Tensor
+    word: Tensor
+
+
+@dataclass
 class Prefix:
     """Prompts and pictures of B rows, encoded once.
 
@@ -70,67 +105,112 @@ class Prefix:
 
 
 class PocketModel(nn.Module):
-    """Tower -> adapter -> backbone."""
+    """Tower -> adapter -> backbone, with word features beside the characters (:mod:`vision.words`)."""
 
     def __init__(self, config: PocketConfig | None = None) -> None:
         super().__init__()
         self.config = config or PocketConfig()
         reader, backbone = self.config.reader, self.config.backbone
+        if backbone.copy_head is None:
+            raise ConfigError("pocket needs a copy head", remedy="give copy_head in the backbone's config")
+        width = backbone.hidden_size
         self.tower = ReaderTower(reader)
-        self.adapter = ReaderAdapter(backbone.hidden_size, reader.width, 1 + len(reader.things), 1 + len(reader.colors))
+        self.words = WordEmbedding(width)
+        self.adapter = ReaderAdapter(width, reader.width, 1 + len(reader.things), 1 + len(reader.colors))
+        self.slots = SlotEmbedding(width)
+        self.prompt_words = nn.Linear(width, width, bias=False)
         self.backbone = DiffusionBackbone(backbone)
 
-    def prefix(self, ids: Tensor, valid: Tensor, media: Tensor, visual: VisualBatch | None) -> Prefix:
+    @property
+    def head(self) -> CopyHead:
+        """The copy head."""
+        assert self.backbone.copy_head is not None
+        return self.backbone.copy_head
+
+    def embed_prompt(self, ids: Tensor, words: Words, visual: VisualBatch | None, media: Tensor) -> Tensor:
+        """Embeddings [..., D] of prompt tokens ids [...] with the entries of `visual`, packed, at the cells `media` [...]."""
+        backbone, first = self.backbone, self.config.first_char
+        embeds = backbone.embed(ids) + self.prompt_words(self.words(words.rows))[words.word]
+        if visual is None:
+            return embeds
+        table = backbone.embed(torch.arange(first, first + len(self.config.reader.alphabet) + 1, device=ids.device))
+        seen = self.adapter(visual, table, self.words(visual.rows))
+        return embeds.masked_scatter(media.unsqueeze(-1), seen.to(embeds.dtype))
+
+    def prefix(self, ids: Tensor, valid: Tensor, media: Tensor, words: Words, visual: VisualBatch | None) -> Prefix:
         """Encode prompts.
 
         Args:
             ids: [B, P] prompt ids, anything at media cells; valid: [B, P], False on padding.
             media: [B, P] cells that stand for visual entries, row by row in the order of the pictures in `visual`.
+            words: of the prompts' text.
             visual: the entries of all pictures of all rows, one picture a row; None without pictures.
         """
-        backbone = self.backbone
-        embeds = backbone.embed(ids)
+        packed = visual.packed() if visual is not None else None
+        embeds = self.embed_prompt(ids, words, packed, media)
         tokens = torch.zeros(*ids.shape, self.config.backbone.vocab_size, device=ids.device)
-        if visual is not None:
-            first = self.config.first_char
-            table = backbone.embed(torch.arange(first, first + len(self.config.reader.alphabet) + 1, device=ids.device))
-            seen = self.adapter(visual, table)
-            embeds = embeds.clone()
-            embeds[media] = seen[visual.valid].to(embeds.dtype)
-            tokens[media] = self._copyable(visual)[visual.valid]
+        if packed is not None:
+            tokens[media] = self.copyable(packed)
         positions = (valid.long().cumsum(1) - 1).clamp_min(0)
-        cache = backbone.prefill(embeds, positions, valid)
-        head = backbone.copy_head
-        assert head is not None
-        return Prefix(cache, head.memory(cache.hidden, media & valid, tokens), valid.sum(1))
+        cache = self.backbone.prefill(embeds, positions, valid)
+        return Prefix(cache, self.head.memory(cache.hidden, media & valid, tokens), valid.sum(1))
 
-    def _copyable(self, visual: VisualBatch) -> Tensor:
-        """[N, K, V] characters by their probabilities; a blank between words, segments and rows; nothing on things."""
+    def copyable(self, visual: VisualBatch) -> Tensor:
+        """[..., V] characters by their probabilities; a blank between words, segments and rows; nothing on things."""
         first = self.config.first_char
         tokens = torch.zeros(*visual.kind.shape, self.config.backbone.vocab_size, device=visual.kind.device)
         is_char = visual.kind == CHAR
         ids = (visual.classes + first) * is_char.unsqueeze(-1)
-        tokens.scatter_add_(2, ids, visual.probs * is_char.unsqueeze(-1))
+        tokens.scatter_add_(-1, ids, visual.probs * is_char.unsqueeze(-1))
         tokens[..., first] += (~is_char & (visual.kind != THING)).float()
         return tokens
 
-    def canvas(self, ids: Tensor, valid: Tensor, slot_index: Tensor, prefix: Prefix) -> Tensor:
-        """Hidden states [B, L, D] of canvases `ids` [B, L] behind their prefixes."""
-        length = ids.shape[1]
+    def embed_canvas(self, ids: Tensor, slots: Slots) -> Tensor:
+        """Embeddings [..., D] of canvas cells ids [...]: token, and what a cell knows of its slot."""
+        about = self.slots(self.words(slots.keys), slots.kind, slots.item)
+        return self.backbone.embed(ids) + about[slots.slot]
+
+    def canvas(self, ids: Tensor, valid: Tensor, slots: Slots, prefix: Prefix) -> tuple[Tensor, Pointing]:
+        """Hidden states [B, L, D] of canvases `ids` [B, L] behind their prefixes, and where their cells point ([B, L, ...])."""
+        batch, length = ids.shape
         positions = prefix.lengths.unsqueeze(1) + torch.arange(length, device=ids.device)
-        return self.backbone(self.backbone.embed(ids), positions, valid, cache=prefix.cache, slot_index=slot_index)
+        entries = prefix.memory.keys.shape[1]
+        scores = torch.full((batch, length, entries + 1), float("-inf"), device=ids.device)
+        scores[..., -1] = 0.0
+        found = Pointing(scores, torch.zeros(batch, length, self.config.backbone.vocab_size, device=ids.device))
 
-    def cell_logits(self, hidden: Tensor, scores: Tensor, memory: CopyMemory, cells: Tensor) -> Tensor:
-        """Logits [N, V] of the cells marked in `cells` [B, L], copy head included.
+        def point(done: int, states: Tensor) -> Tensor:
+            if done != self.head_layer:
+                return states
+            states = states.clone()
+            for row in range(batch):
+                cells = ((slots.index[row] > 0) & valid[row]).nonzero(as_tuple=True)[0]
+                if len(cells):
+                    pointing, more = self.point(states[row, cells], slots.index[row, cells] - 1, prefix.memory, row)
+                    found.scores[row, cells], found.copied[row, cells] = pointing.scores, pointing.copied
+                    states[row, cells] += more.to(states.dtype)
+            return states
 
-        Args:
-            hidden: [B, L, D]. scores: [B, L, P + 1] of the copy head.
-        """
-        head = self.backbone.copy_head
-        assert head is not None
-        attention = torch.softmax(scores, dim=-1)
-        bonus = head.bonus(hidden, attention, memory)
-        return self.backbone.logits(hidden[cells]).float() + bonus[cells]
+        hidden = self.backbone(
+            self.embed_canvas(ids, slots), positions, valid, cache=prefix.cache, slot_index=slots.index, between=point
+        )
+        return hidden, found
+
+    @property
+    def head_layer(self) -> int:
+        """Number of blocks before the cells point."""
+        config = self.config.backbone.copy_head
+        assert config is not None
+        return config.layer
+
+    def point(self, states: Tensor, place: Tensor, memory: CopyMemory, row: int) -> tuple[Pointing, Tensor]:
+        """:meth:`CopyHead.point`, with the copied token's embedding in what is added to the states."""
+        pointing, seen = self.head.point(states, place, memory, row)
+        return pointing, seen + pointing.copied.to(seen.dtype) @ self.backbone.token_embed.weight.to(seen.dtype)
+
+    def cell_logits(self, hidden: Tensor, copied: Tensor) -> Tensor:
+        """Logits [N, V] of N cells from their final states [N, D] and what they would copy [N, V]."""
+        return self.backbone.logits(hidden).float() + self.head.bonus(hidden, copied)
 
 
 @dataclass
@@ -159,49 +239,53 @@ class PackedPocket:
         self.model = model
         self.packed = Packed(model.backbone, compile)
 
-    def prefix(self, ids: Tensor, valid: Tensor, media: Tensor, visual: VisualBatch) -> PackedMemory:
+    def prefix(self, ids: Tensor, valid: Tensor, media: Tensor, words: Words, visual: VisualBatch) -> PackedMemory:
         """Encode prompts; arguments as of :meth:`PocketModel.prefix`."""
         model = self.model
-        first = model.config.first_char
-        table = model.backbone.embed(torch.arange(first, first + len(model.config.reader.alphabet) + 1, device=ids.device))
-        entries = VisualBatch(**{f.name: getattr(visual, f.name)[visual.valid] for f in fields(visual)})  # [T, ...]
         shown = media[valid]
-        embeds = model.backbone.embed(ids[valid]).clone()  # [T, D]
-        embeds[shown] = model.adapter(entries, table).to(embeds.dtype)
+        embeds = model.embed_prompt(ids[valid], Words(words.rows, words.word[valid]), visual.packed(), shown)
         positions = (valid.long().cumsum(1) - 1)[valid]
         lengths = valid.sum(1).tolist()
         prefix = self.packed.prefill(embeds, positions, lengths)
         hidden = prefix.hidden.new_zeros(*visual.valid.shape, prefix.hidden.shape[-1])
         hidden[visual.valid] = prefix.hidden[shown]
-        head = model.backbone.copy_head
-        assert head is not None
-        return PackedMemory(prefix, head.memory(hidden, visual.valid, model._copyable(visual)), lengths)
+        return PackedMemory(prefix, model.head.memory(hidden, visual.valid, model.copyable(visual)), lengths)
 
     def cells(
-        self, ids: Tensor, slot_index: Tensor, asked: Tensor, lengths: Sequence[int], row: Sequence[int], behind: PackedMemory
+        self, ids: Tensor, slots: Slots, asked: Tensor, lengths: Sequence[int], row: Sequence[int], behind: PackedMemory
     ) -> tuple[Tensor, Tensor]:
         """Logits [R, V] and pointer scores [R, K + 1] of the asked cells.
 
         Args:
-            ids, slot_index, asked: [T] canvases of the given lengths end to end; `asked` is a mask of R cells.
-            row: prefix row of each canvas, never falling.
+            ids, asked: [T] canvases of the given lengths end to end; `asked` is a mask of R cells, all in slots.
+            slots: of the same cells ([T] each). row: prefix row of each canvas, never falling.
         """
         model = self.model
-        slots = model.backbone.slot_embed
-        embeds = model.backbone.embed(ids)
-        if slots is not None:
-            embeds = embeds + slots(slot_index.clamp_max(slots.num_embeddings - 1))
+        table = model.backbone.slot_embed
+        embeds = model.embed_canvas(ids, slots)
+        if table is not None:
+            embeds = embeds + table(slots.index.clamp_max(table.num_embeddings - 1))
         positions = torch.cat([torch.arange(behind.lengths[r], behind.lengths[r] + n) for n, r in zip(lengths, row, strict=True)])
         counts = [int(part.sum()) for part in asked.cpu().split(list(lengths))]
-        where = asked.nonzero()[:, 0]
-        hidden = self.packed.forward(embeds, positions.to(ids.device), lengths, behind.prefix, row, where, counts)  # [R, D]
-        head = model.backbone.copy_head
-        assert head is not None
-        per_row = [sum(c for c, r in zip(counts, row, strict=True) if r == wanted) for wanted in range(len(behind.lengths))]
-        scores, bonus = [], []
-        for r, states in enumerate(hidden.split(per_row)):
-            if len(states):
-                memory = behind.memory.select(torch.tensor([r], device=ids.device))
-                scores.append(head.scores(states[None], memory)[0])
-                bonus.append(head.bonus(states[None], torch.softmax(scores[-1], -1)[None], memory)[0])
-        return model.backbone.logits(hidden).float() + torch.cat(bonus), torch.cat(scores)
+        pointed: list[Pointing] = []
+        inside = (slots.index > 0).nonzero(as_tuple=True)[0]
+        row_of = torch.repeat_interleave(torch.tensor(row), torch.tensor(list(lengths)))[inside.cpu()]
+        per_row = torch.bincount(row_of, minlength=len(behind.lengths)).tolist()
+
+        def point(done: int, states: Tensor) -> Tensor:
+            if done != model.head_layer:
+                return states
+            more = []
+            places = (slots.index[inside] - 1).split(per_row)
+            for r, (part, place) in enumerate(zip(states[inside].split(per_row), places, strict=True)):
+                if len(part):
+                    pointing, seen = model.point(part, place, behind.memory, r)
+                    pointed.append(pointing)
+                    more.append(seen)
+            return states.index_add(0, inside, torch.cat(more).to(states.dtype))
+
+        where = asked.nonzero(as_tuple=True)[0]
+        hidden = self.packed.forward(embeds, positions.to(ids.device), lengths, behind.prefix, row, where, counts, point)  # [R, D]
+        wanted = asked[inside]
+        copied = torch.cat([p.copied for p in pointed])[wanted]
+        return model.cell_logits(hidden, copied), torch.cat([p.scores for p in pointed])[wanted]

@@ -110,7 +110,7 @@ def _number_dfa(field: NumberField) -> Dfa:
     found = Dfa.nothing()
     if high is None or high > zero or (high == zero and not high_open):
         clipped = low is not None and low >= zero
-        found = _magnitudes("", low if clipped else zero, low_open and clipped, high, high_open, fraction)
+        found = _magnitudes("", low if clipped and low is not None else zero, low_open and clipped, high, high_open, fraction)
     if low is None or low < zero:
         # below zero: the magnitudes between -high and -low
         clipped = high is not None and high <= zero

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class Nfa:
         """One after the other."""
         if not parts:
             return self.empty()
-        for (_, left), (right, _) in zip(parts, parts[1:], strict=False):
+        for (_, left), (right, _) in pairwise(parts):
             self.jumps[left].append(right)
         return parts[0][0], parts[-1][1]
 
@@ -125,7 +126,7 @@ class Nfa:
                 row[cut] = numbers[closed]
             rows.append(row)
         table = np.full((len(order), SYMBOLS), -1, np.int32)
-        spans = dict(zip(edges, edges[1:], strict=False))
+        spans = dict(pairwise(edges))
         for index, row in enumerate(rows):
             for cut, target in row.items():
                 table[index, cut : spans[cut]] = target

@@ -163,7 +163,7 @@ class _Parser:
                 return None
             low = int(match[1])
             high = low if match[2] is None else int(match[3]) if match[3] else None
-            if high is not None and high < low or max(low, high or 0) > MAX_REPEAT:
+            if (high is not None and high < low) or max(low, high or 0) > MAX_REPEAT:
                 raise self._error(f"bad repeat {match[0]!r}", f"Counts go up to {MAX_REPEAT}")
             count = (low, high)
             self.at = match.end()

@@ -51,6 +51,7 @@ REMEDIES = {
     "anyOf": "Only a choice between one schema and null is supported: use one type, or 'enum' for a list of values",
     "oneOf": "Only a choice between one schema and null is supported: use one type, or 'enum' for a list of values",
 }
+_JSON_NAMES = {"list": "an array", "int": "a number", "float": "a number", "str": "a string", "bool": "a boolean", "NoneType": "null"}
 MAX_DEPTH = 24
 MAX_BUDGET = 512
 
@@ -154,17 +155,18 @@ def parse_schema(source: Any) -> ObjectField:
     """
     from vlm.structure.shorthand import from_dataclass, from_template, is_template
 
+    name = str(source) if isinstance(source, Path) else "schema"
     if isinstance(source, Path):
         try:
             source = source.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SchemaError(f"cannot be read ({error})", source=str(source)) from error
+            raise SchemaError(f"cannot be read ({error})", source=name, remedy="Name a JSON file in UTF-8") from error
     if isinstance(source, str | bytes):
         try:
             source = json.loads(source)
         except (ValueError, RecursionError) as error:
             raise SchemaError(
-                f"is not JSON ({error})", source="schema", remedy="Give a JSON object, e.g. {'total': 'number'}"
+                f"is not JSON ({error})", source=name, remedy="Give a JSON object, e.g. {'total': 'number'}"
             ) from error
     if isinstance(source, ObjectField):
         return source
@@ -174,7 +176,9 @@ def parse_schema(source: Any) -> ObjectField:
         source = from_dataclass(source)
     if not isinstance(source, Mapping):
         raise SchemaError(
-            f"is a {type(source).__name__}, not an object", source="schema", remedy="Describe an object with properties"
+            f"is {_JSON_NAMES.get(type(source).__name__, type(source).__name__)}, not an object",
+            source=name,
+            remedy="Describe an object with properties",
         )
     if is_template(source):
         source = from_template(source)
@@ -210,10 +214,11 @@ class _Parser:
                 return self._choice(node, keyword, pointer, seen)
         kind, nullable = self._type(node, pointer)
         self._refuse_unknown(node, kind, pointer)
-        build: Callable[..., Field] = {
+        builders: dict[str, Callable[..., Field]] = {
             "object": self._object, "array": self._array, "string": self._string, "integer": self._number,
             "number": self._number, "boolean": self._boolean, "enum": self._enum, "const": self._const,
-        }[kind]  # fmt: skip
+        }  # fmt: skip
+        build = builders[kind]
         common = {
             "pointer": pointer,
             "title": self._text(node, "title", pointer),

@@ -107,7 +107,7 @@ def _solve_free(classes: tuple[int, int, int | None, int], scores: Floats, unifo
         fits = np.isfinite(first) & (pad_out[:, -1] == pad_out[:, 1])
         null_weight[fits, 0] = first[fits] + (pad_sum[:, -1] - pad_sum[:, 1])[fits]
     weight = np.concatenate([weight, null_weight], axis=1)  # [S, T + 2]
-    possible = np.isfinite(weight)
+    possible: Bools = np.isfinite(weight)
     pick = weight.argmax(axis=1) if uniform is None else _draw(weight, uniform[:, 0])
     lengths = possible[:, :-1]
     longer = np.logical_or.accumulate(lengths[:, ::-1], axis=1)[:, ::-1]  # some possible length >= n
@@ -122,7 +122,7 @@ def _solve_free(classes: tuple[int, int, int | None, int], scores: Floats, unifo
         allowed[:, 0, null] = possible[:, -1]
         path = np.where((pick == cells + 1)[:, None], pad, path)
         path[pick == cells + 1, 0] = null
-    return Paths(allowed, path.astype(np.int64), possible.any(axis=1))
+    return Paths(allowed, path.astype(np.int64), np.logical_or.reduce(possible, axis=1))
 
 
 def _log_sum(values: Floats) -> Floats:

@@ -1,0 +1,223 @@
+"""Words as features: what a word looks like to somebody who has never seen it.
+
+A character-level model has to build words out of letters before it can see that the label "Invoice No" answers the key
+"invoice_no". Hashed letter groups give it that for nothing: every word has a handful of features (itself, its first and
+last letters, its skeleton of consonants), each a row of one learned table, so that equal words are equal vectors from the
+first step and similar ones are similar. Hash embeddings of character n-grams: fastText (arXiv:1607.04606), CANINE
+(arXiv:2103.06874).
+
+Besides its own word, a character on a page knows the words before it on its row and the words above it: what a label is
+to a value. A widget knows the words inside it, too.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+#: Rows of the table; row 0 is 'no feature'. FEATURES a word has.
+BUCKETS, FEATURES = 4096, 6
+#: Words a word is told about: its own, three before it (nearest first), three above it, three inside it (widgets).
+BEFORE, ABOVE, INSIDE = 3, 3, 3
+ROLES = 1 + BEFORE + ABOVE + INSIDE
+
+
+@lru_cache(maxsize=65536)
+def features_of(word: str) -> tuple[int, ...]:
+    """FEATURES rows of the table for a word (letters or digits of one run), case ignored; numbers by length alone."""
+    word = word.lower()
+    if word.isdigit():
+        names = ["number", f"number:{len(word)}"]
+    else:
+        bones = word[0] + "".join(c for c in word[1:] if c not in "aeiou")
+        names = [f"={word}", f"2{word[:2]}", f"3{word[:3]}", f"4{word[:4]}", f"-{word[-3:]}", f"~{bones[:4]}"]
+    rows = [1 + zlib.crc32(name.encode()) % (BUCKETS - 1) for name in names]
+    return tuple(rows + [0] * (FEATURES - len(rows)))
+
+
+def split_words(chars: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Words in a sequence of characters ('' is something else): runs of letters or digits, broken in camelCase.
+
+    Returns:
+        the words, and for each character the number of its word, -1 for none.
+    """
+    words: list[str] = []
+    of = np.full(len(chars), -1, np.int64)
+    before = ""
+    for i, char in enumerate(chars):
+        if not char.isalnum():
+            before = ""
+            continue
+        joined = before and before.isdigit() == char.isdigit() and not (before.islower() and char.isupper())
+        if joined:
+            words[-1] += char
+        else:
+            words.append(char)
+        of[i] = len(words) - 1
+        before = char
+    return words, of
+
+
+def rows_of(words: Sequence[str]) -> NDArray[np.int64]:
+    """[W, FEATURES] table rows."""
+    return np.array([features_of(w) for w in words], np.int64).reshape(len(words), FEATURES)
+
+
+@dataclass
+class Lexicon:
+    """Words of a page and which of them each holder is told about.
+
+    Attributes:
+        rows: [1 + W, FEATURES] table rows of the words; entry 0 is 'no word'.
+        roles: [1 + N, ROLES] words (0: none) of each holder; holder 0 has none. Holders are words and widgets.
+        holder: [K] holder of each entry of the page, 0 for none.
+    """
+
+    rows: NDArray[np.int64]
+    roles: NDArray[np.int64]
+    holder: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, chars: Sequence[str], boxes: NDArray[np.float32], row: NDArray[np.int64], widget: NDArray[np.bool_]) -> Lexicon:
+        """Find the words of a page and their neighbours.
+
+        Args:
+            chars: [K] character of each entry in reading order, '' for entries that are none.
+            boxes: [K, 4]. row: [K] number of the entry's row, -1 for widgets. widget: [K] which entries are widgets.
+        """
+        words, of = split_words(chars)
+        count = len(words)
+        widgets = np.flatnonzero(widget)
+        holder = of + 1
+        holder[widgets] = count + 1 + np.arange(len(widgets))
+        roles = np.zeros((1 + count + len(widgets), ROLES), np.int64)
+        rows = np.concatenate((np.zeros((1, FEATURES), np.int64), rows_of(words)))
+        if count:
+            place = _word_boxes(boxes, of, count)
+            first = np.array([np.flatnonzero(of == w)[0] for w in range(count)]) if count < 8 else _first_of(of, count)
+            roles[1 : count + 1, 0] = np.arange(1, count + 1)
+            _before(roles, row[first], place)
+            _above(roles, place, place, 1)
+            _before_widgets(roles, boxes[widgets], place, count)
+            _above(roles, boxes[widgets], place, count + 1)
+            _inside(roles, boxes[widgets], place, count + 1)
+        return cls(rows, roles, holder)
+
+
+def _first_of(of: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    first = np.full(count, len(of), np.int64)
+    seen = np.flatnonzero(of >= 0)
+    np.minimum.at(first, of[seen], seen)
+    return first
+
+
+def _word_boxes(boxes: NDArray[np.float32], of: NDArray[np.int64], count: int) -> NDArray[np.float32]:
+    out = np.empty((count, 4), np.float32)
+    out[:, :2], out[:, 2:] = np.inf, -np.inf
+    seen = of >= 0
+    np.minimum.at(out, (of[seen, None], np.array([[0, 1]])), boxes[seen, :2])
+    np.maximum.at(out, (of[seen, None], np.array([[2, 3]])), boxes[seen, 2:])
+    return out
+
+
+def _before(roles: NDArray[np.int64], row: NDArray[np.int64], place: NDArray[np.float32]) -> None:
+    """Words before each word on its row, in reading order."""
+    count = len(row)
+    for back in range(1, BEFORE + 1):
+        same = np.zeros(count, bool)
+        same[back:] = row[back:] == row[:-back]
+        numbers = np.arange(count) + 1 - back
+        roles[1 : count + 1, back] = np.where(same, numbers, 0)
+
+
+def _above(roles: NDArray[np.int64], targets: NDArray[np.float32], place: NDArray[np.float32], start: int) -> None:
+    """The nearest words above that begin near the target's left edge or cover it, with the words that follow them."""
+    if not len(targets):
+        return
+    x0, y0, x1, _ = (t[:, None] for t in targets.T)
+    px0, py0, px1, py1 = place.T
+    height = np.maximum(py1 - py0, 1.0)
+    middle = (py0 + py1) / 2
+    gap = y0 - middle  # [T, W] from the word's middle to the target's top
+    over = (gap > 0) & (gap < 3.2 * height) & (px0 < x1) & (px1 > x0)
+    nearest = np.where(over, gap, np.inf).min(axis=1, keepdims=True)
+    line = over & (gap < nearest + 0.5 * height)  # words of that one line
+    order = np.where(line, px0, np.inf)
+    found = np.argsort(order, axis=1, kind="stable")[:, :ABOVE]
+    real = np.take_along_axis(line, found, axis=1)
+    width = found.shape[1]
+    roles[start : start + len(targets), 1 + BEFORE : 1 + BEFORE + width] = np.where(real, found + 1, 0)
+
+
+def _before_widgets(roles: NDArray[np.int64], boxes: NDArray[np.float32], place: NDArray[np.float32], count: int) -> None:
+    """Words left of each widget on its height, nearest first; the words right of it where there are none (labels of boxes to tick)."""
+    if not len(boxes):
+        return
+    x0, y0, x1, y1 = (t[:, None] for t in boxes.T)
+    px0, py0, px1, py1 = place.T
+    middle = (py0 + py1) / 2
+    level = (middle > y0) & (middle < y1)
+    left = np.where(level & (px1 <= x0 + 2), x0 - px1, np.inf)
+    right = np.where(level & (px0 >= x1 - 2), px0 - x1, np.inf)
+    distance = np.where(np.isfinite(left).any(axis=1, keepdims=True), left, right)
+    found = np.argsort(distance, axis=1, kind="stable")[:, :BEFORE]
+    real = np.isfinite(np.take_along_axis(distance, found, axis=1))
+    roles[count + 1 : count + 1 + len(boxes), 1 : 1 + found.shape[1]] = np.where(real, found + 1, 0)
+
+
+def _inside(roles: NDArray[np.int64], boxes: NDArray[np.float32], place: NDArray[np.float32], start: int) -> None:
+    """The first words whose middle lies inside each widget."""
+    if not len(boxes):
+        return
+    x0, y0, x1, y1 = (t[:, None] for t in boxes.T)
+    px0, py0, px1, py1 = place.T
+    cx, cy = (px0 + px1) / 2, (py0 + py1) / 2
+    within = (cx > x0) & (cx < x1) & (cy > y0) & (cy < y1)
+    order = np.where(within, np.arange(len(place)), len(place))
+    found = np.sort(order, axis=1)[:, :INSIDE]
+    roles[start : start + len(boxes), 1 + BEFORE + ABOVE : 1 + BEFORE + ABOVE + found.shape[1]] = np.where(found < len(place), found + 1, 0)
+
+
+class WordEmbedding(nn.Module):
+    """The table of word features.
+
+    Args:
+        hidden: width D of a vector.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(BUCKETS, hidden, padding_idx=0)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        with torch.no_grad():
+            self.embed.weight[0].zero_()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Vectors [..., D] of words given as table rows [..., FEATURES]; 'no word' is zero."""
+        out: Tensor = self.embed(rows).sum(-2)
+        return out
+
+
+class RoleMixer(nn.Module):
+    """Vectors of holders from the vectors of the words they are told about: one matrix for each role.
+
+    Args:
+        hidden: D. roles: number of roles.
+    """
+
+    def __init__(self, hidden: int, roles: int = ROLES) -> None:
+        super().__init__()
+        self.mix = nn.Linear(roles * hidden, hidden, bias=False)
+        nn.init.normal_(self.mix.weight, std=hidden**-0.5)
+
+    def forward(self, words: Tensor, roles: Tensor) -> Tensor:
+        """[N, D] from words [W, D] and roles [N, ROLES] that index them."""
+        out: Tensor = self.mix(words[roles].flatten(-2))
+        return out
