@@ -20,7 +20,6 @@ from vlm.processor.prompt import Prompt, check_context
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.words import prompt_words
 from vlm.results import Box
-from vlm.structure.scaffold import Scaffold
 
 
 @dataclass(frozen=True)
