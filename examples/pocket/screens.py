@@ -302,8 +302,12 @@ def make(rng: Rng, held_out: bool = False, size: tuple[int, int] | None = None) 
         s = Screen(rng, held_out, width, height)
         _draw(s)
         if len(s.things) >= 2:
-            break
-    queries = []
+            return asked(s)
+
+
+def asked(s: Screen) -> Sample:
+    """The screen with four grounding queries."""
+    rng, queries = s.rng, []
     for index in rng.permutation(len(s.things))[:4]:
         text, action = instruction(s, int(index))
         thing = s.things[int(index)]

@@ -31,17 +31,21 @@ def load_shards(folder: Path) -> list[dict[str, np.ndarray]]:
 
 
 def batches(folder: Path, size: int, seed: int) -> Iterator[Batch]:
-    """Endless shuffled batches; shards that appear while training runs are taken up at the next round."""
+    """Endless batches, each from one shard drawn at random, so that kinds of pages alternate; all shards stay in memory.
+
+    Shards that appear while training runs are taken up.
+    """
     rng = np.random.default_rng(seed)
-    for _ in itertools.count():
-        names = sorted(folder.glob("shard-*[0-9].npz"))
-        rng.shuffle(names)  # type: ignore[arg-type]
-        for name in names:
-            shard = dict(np.load(name))
-            order = rng.permutation(len(shard["pixels"]))
-            for i in range(0, len(order) - size + 1, size):
-                rows = np.sort(order[i : i + size])
-                yield augment({k: torch.from_numpy(v[rows]) for k, v in shard.items()}, rng)
+    shards: dict[Path, dict[str, np.ndarray]] = {}
+    for step in itertools.count():
+        if step % 50 == 0:
+            for name in sorted(set(folder.glob("shard-*[0-9].npz")) - set(shards)):
+                shards[name] = dict(np.load(name))
+        names = list(shards)
+        pages = np.array([len(shards[n]["pixels"]) for n in names])
+        shard = shards[names[int(rng.choice(len(names), p=pages / pages.sum()))]]
+        rows = np.sort(rng.choice(len(shard["pixels"]), size, replace=False))
+        yield augment({k: torch.from_numpy(v[rows]) for k, v in shard.items()}, rng)
 
 
 def augment(batch: Batch, rng: np.random.Generator) -> Batch:

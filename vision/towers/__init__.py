@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -13,11 +14,19 @@ from vision.towers.qwen import QwenFeatures, QwenTower, QwenVitConfig
 from vision.towers.siglip import NaflexTower, SiglipConfig, SiglipTower
 
 __all__ = [
-    "KINDS", "NaflexTower", "QwenFeatures", "QwenTower", "QwenVitConfig", "SiglipConfig", "SiglipTower", "VisionTower", "build_tower",
+    "KINDS", "PUBLISHED", "NaflexTower", "QwenFeatures", "QwenTower", "QwenVitConfig", "SiglipConfig", "SiglipTower", "VisionTower", "build_tower",
 ]  # fmt: skip
 
 #: What :func:`build_tower` can build.
 KINDS = ("siglip", "siglip2_naflex", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "timm")
+
+_SO400M = {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
+}  # fmt: skip
+#: Vision configs of towers that checkpoints name without giving their sizes (``mm_vision_tower``).
+PUBLISHED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"google/siglip-so400m-patch14-384": MappingProxyType(_SO400M), "google/siglip2-so400m-patch14-384": MappingProxyType(_SO400M)}
+)
 
 
 def build_tower(kind: str, config: Mapping[str, Any], *, select_layer: int | None = None) -> nn.Module:

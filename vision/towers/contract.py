@@ -36,21 +36,19 @@ class VisionTower(Protocol):
                                                   columns in patches      picture order
             ========  ==========================  ======================  ================================
         merge: patches per side that become one feature (1: none).
+        ignored: regular expressions of keys (without prefix) that a published checkpoint may hold and the tower has no use for.
     """
 
     width: int
     layout: Layout
     merge: int
+    ignored: tuple[str, ...]
 
     def forward(self, pixel_values: Tensor, grid: Tensor | None = None) -> Tensor:
         """Features of prepared pixels; computed in the dtype of the tower's weights."""
         ...
 
     def __call__(self, pixel_values: Tensor, grid: Tensor | None = None) -> Tensor: ...
-
-    def ignores(self, key: str) -> bool:
-        """Whether a published checkpoint may hold `key` (without prefix) that this tower has no use for."""
-        ...
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

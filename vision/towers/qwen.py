@@ -73,35 +73,30 @@ class QwenVitConfig:
     @classmethod
     def from_dict(cls, kind: str, config: Mapping[str, Any]) -> QwenVitConfig:
         """From the ``vision_config`` of a published ``config.json``; missing keys have transformers' defaults."""
-        shared: dict[str, Any] = {
-            "depth": number(config, "depth", 27 if kind == "qwen3_vl" else 32),
-            "heads": number(config, "num_heads", 16),
-            "channels": number(config, ("in_channels", "in_chans"), 3),
-            "patch": number(config, "patch_size", 16 if kind == "qwen3_vl" else 14),
-            "temporal": number(config, "temporal_patch_size", 2),
-            "merge": number(config, "spatial_merge_size", 2),
-        }
+        third = kind == "qwen3_vl"
+        depth, heads = number(config, "depth", 27 if third else 32), number(config, "num_heads", 16)
+        channels, patch = number(config, ("in_channels", "in_chans"), 3), number(config, "patch_size", 16 if third else 14)
+        temporal, merge = number(config, "temporal_patch_size", 2), number(config, "spatial_merge_size", 2)
         if kind == "qwen2_vl":  # here "hidden_size" is the language model's
             width, act = number(config, "embed_dim", 1280), str(config.get("hidden_act", "quick_gelu"))
-            ratio = float(config.get("mlp_ratio", 4))
-            return cls("qwen2_vl", width=width, hidden=int(width * ratio), out=number(config, "hidden_size", 3584), act=act, **shared)
+            hidden, out = int(width * float(config.get("mlp_ratio", 4))), number(config, "hidden_size", 3584)
+            return cls("qwen2_vl", depth, width, heads, hidden, out, act, channels, patch, temporal, merge)
         if kind == "qwen2_5_vl":
-            cell = shared["patch"] * shared["merge"]
+            width, act = number(config, "hidden_size", 3584), str(config.get("hidden_act", "silu"))
+            hidden, out = number(config, "intermediate_size", 3420), number(config, "out_hidden_size", 3584)
             window = number(config, "window_size", 112)
-            if window < cell:
-                raise VisionConfigError(f"window_size {window} is below one cell of {cell}", source="vision config", remedy="check the config")
+            if window < patch * merge:
+                raise VisionConfigError(f"window_size {window} is below one cell of {patch * merge}", source="vision config", remedy="check the config")
             full = tuple(int(b) for b in config.get("fullatt_block_indexes", (7, 15, 23, 31)))
+            return cls("qwen2_5_vl", depth, width, heads, hidden, out, act, channels, patch, temporal, merge, window // (patch * merge), full)
+        if third:
+            width, act = number(config, "hidden_size", 1152), str(config.get("hidden_act", "gelu_pytorch_tanh"))
+            hidden, out = number(config, "intermediate_size", 4304), number(config, "out_hidden_size", 3584)
+            learned = number(config, "num_position_embeddings", 2304)
+            deep = tuple(int(b) for b in config.get("deepstack_visual_indexes", (8, 16, 24)))
             return cls(
-                "qwen2_5_vl", width=number(config, "hidden_size", 3584), hidden=number(config, "intermediate_size", 3420),
-                out=number(config, "out_hidden_size", 3584), act=str(config.get("hidden_act", "silu")), window=window // cell, full_blocks=full, **shared,
-            )  # fmt: skip
-        if kind == "qwen3_vl":
-            return cls(
-                "qwen3_vl", width=number(config, "hidden_size", 1152), hidden=number(config, "intermediate_size", 4304),
-                out=number(config, "out_hidden_size", 3584), act=str(config.get("hidden_act", "gelu_pytorch_tanh")),
-                learned_positions=number(config, "num_position_embeddings", 2304),
-                deepstack=tuple(int(b) for b in config.get("deepstack_visual_indexes", (8, 16, 24))), **shared,
-            )  # fmt: skip
+                "qwen3_vl", depth, width, heads, hidden, out, act, channels, patch, temporal, merge, learned_positions=learned, deepstack=deep
+            )
         raise VisionConfigError(f"unknown kind {kind!r}", source="vision config", remedy="qwen2_vl, qwen2_5_vl or qwen3_vl")
 
 
@@ -135,7 +130,7 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, runs: Segments) -> Tensor
     """Attention inside each run of a packed sequence: q, k, v [1, H, N, Dh] -> [N, H * Dh]. The runs cover the sequence."""
     if runs.whole:
         count, length = runs.groups[0].shape
-        q, k, v = (x[0].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))  # [runs,H,length,Dh]
+        q, k, v = (x.view(x.shape[1], count, length, -1).transpose(0, 1) for x in (q, k, v))  # [runs,H,length,Dh]
         return attention(q, k, v).transpose(1, 2).reshape(count * length, -1)
     out = torch.empty(q.shape[2], q.shape[1] * q.shape[3], dtype=v.dtype, device=q.device)
     parts, places = [], []
@@ -249,6 +244,7 @@ class QwenTower(nn.Module):
     """A Qwen vision transformer with its merger; layout "packed". Published keys follow ``visual.``."""
 
     layout: Layout = "packed"
+    ignored = (r"rotary_pos_emb\.inv_freq",)  # which some files store
 
     def __init__(self, config: QwenVitConfig) -> None:
         super().__init__()
@@ -260,10 +256,6 @@ class QwenTower(nn.Module):
         self.merger: nn.Module = Qwen3Merger(c, joint=False) if c.kind == "qwen3_vl" else QwenMerger(c)
         if c.kind == "qwen3_vl":
             self.deepstack_merger_list = nn.ModuleList(Qwen3Merger(c, joint=True) for _ in c.deepstack)
-
-    def ignores(self, key: str) -> bool:
-        """Rotary frequencies, which some files store."""
-        return key.endswith("rotary_pos_emb.inv_freq")
 
     def forward(self, pixel_values: Tensor, grid: Tensor | None = None) -> Tensor:
         """Merged features [sum(t*h*w) / merge^2, out] in picture order; arguments as for :meth:`encode`."""

@@ -7,7 +7,6 @@ last one after the final layer norm. Layers behind the chosen one are not built.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -130,12 +129,13 @@ class _Siglip(nn.Module):
         self.encoder = _Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.select_layer is None else None
 
-    def ignores(self, key: str) -> bool:
-        """The pooling head, stored position ids, and whatever lies behind the chosen layer."""
-        if key.startswith("head.") or key == "embeddings.position_ids" or (key.startswith("post_layernorm.") and self.post_layernorm is None):
-            return True
-        layer = re.match(r"encoder\.layers\.(\d+)\.", key)
-        return layer is not None and self.config.layers_run <= int(layer[1]) < self.config.num_hidden_layers
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Keys of the pooling head, stored position ids, and whatever lies behind the chosen layer."""
+        behind = range(self.config.layers_run, self.config.num_hidden_layers)
+        layers = (rf"encoder\.layers\.({'|'.join(map(str, behind))})\..*",) if behind else ()
+        norm = () if self.post_layernorm is not None else (r"post_layernorm\..*",)
+        return (r"head\..*", r"embeddings\.position_ids", *norm, *layers)
 
     def finish(self, x: Tensor) -> Tensor:
         return x if self.post_layernorm is None else self.post_layernorm(x)

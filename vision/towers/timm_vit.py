@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from vision.towers.contract import Layout, number
 def import_timm() -> Any:
     """The timm package; raises DependencyError if it is missing or does not import here."""
     try:
-        import timm
+        timm = importlib.import_module("timm")
     except Exception as error:  # a torchvision built for another torch raises RuntimeError
         raise DependencyError(f"timm does not import ({error})", source="timm tower", remedy="install the extra: pip install 'diffusion-vlm[timm]'") from error
     return timm
@@ -24,12 +25,13 @@ class TimmTower(nn.Module):
     """A ViT of timm without its head; layout "views". State-dict names are those of timm.
 
     Args:
-        config: ``model_name`` (required), ``image_size``, and ``select_layer``: None or -1 for the last block after the
-            final norm, -2 for the block before it, and so on, before the norm.
+        config: ``model_name`` (required), ``image_size``, and ``select_layer``: -1 for the last block, -2 for the one before
+            it, and so on, before the final norm; None for the last after it.
     """
 
     layout: Layout = "views"
     merge = 1
+    ignored = (r"(head|fc_norm|attn_pool)\..*",)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -51,10 +53,6 @@ class TimmTower(nn.Module):
             raise VisionConfigError(f"select_layer {self.select_layer}", source="timm tower", remedy=f"None or -{self._depth}..-1")
         self.model = model
 
-    def ignores(self, key: str) -> bool:
-        """Classifier and pooling head."""
-        return key.startswith(("head.", "fc_norm.", "attn_pool."))
-
     def forward(self, pixel_values: Tensor, grid: Tensor | None = None) -> Tensor:
         """Patch features [V, side * side, width]; class and register tokens are left out.
 
@@ -64,7 +62,7 @@ class TimmTower(nn.Module):
         if grid is not None or pixel_values.ndim != 4 or pixel_values.shape[-1] != self.image_size or pixel_values.shape[-2] != self.image_size:
             raise VisionConfigError(f"pixel_values of shape {tuple(pixel_values.shape)}", source="timm tower", remedy=f"views of side {self.image_size}")
         pixels = pixel_values.to(next(self.model.parameters()).dtype)
-        if self.select_layer is None or int(self.select_layer) == -1:
+        if self.select_layer is None:
             tokens: Tensor = self.model.forward_features(pixels)
             return tokens[:, int(getattr(self.model, "num_prefix_tokens", 0)) :]
         chosen = self.model.forward_intermediates(

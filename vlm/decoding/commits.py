@@ -50,7 +50,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Every cell with score >= tau (Fast-dLLM, arXiv:2505.22618)."""
+    """Every cell with score >= tau, and the surest of each row (Fast-dLLM, arXiv:2505.22618)."""
 
     tau: float = 0.9
 
@@ -60,7 +60,7 @@ class Threshold:
 
     def __call__(self, step: Step) -> Tensor:
         """[N] bool."""
-        return step.score >= self.tau
+        return (step.score >= self.tau) | (ranks(step) == 0)
 
 
 @dataclass(frozen=True)
@@ -94,23 +94,32 @@ class Factor:
         count = good.clamp_min(1)
         if self.reference_quirks:
             total = there.sum(dim=1)
-            count = torch.where((count == total - 1) & (good > 0), total, count)
+            count = torch.where(count == total - 1, total, count)
         return ranks(step) < count[step.row]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ThresholdElseQuota:
-    """Dimple's confident decoding (arXiv:2505.16990): all cells with score > gamma, else the quota's surest."""
+    """Dimple's confident decoding (arXiv:2505.16990): all cells with score > gamma, else the quota's surest.
+
+    Args:
+        gamma: threshold. steps: of the whole run; the last one takes everything. None: no last step.
+    """
 
     gamma: float = 0.95
+    steps: int | None = None
+    _done: int = field(default=0, repr=False)
 
     def start(self, canvas: Canvas) -> ThresholdElseQuota:
-        """No state."""
-        return self
+        """A copy at step 0."""
+        return ThresholdElseQuota(self.gamma, self.steps)
 
     def __call__(self, step: Step) -> Tensor:
         """[N] bool."""
         assert step.quota is not None
+        self._done += 1
+        if self.steps is not None and self._done >= self.steps:
+            return torch.ones(len(step.row), dtype=torch.bool)
         sure = step.score > self.gamma
         some = torch.zeros(step.cells.shape[0], dtype=torch.bool).index_put((step.row,), sure, accumulate=True)
         return torch.where(some[step.row], sure, ranks(step) < step.quota[step.row])

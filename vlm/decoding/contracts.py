@@ -7,6 +7,7 @@ for one run, so that a recipe can serve many runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vlm.decoding.canvas import Canvas
+from vlm.errors import OptionError
 
 
 @dataclass
@@ -68,11 +70,14 @@ class Noise:
     """Random numbers with one generator per row, so that a batch draws what its rows would draw alone.
 
     Args:
-        seed: of the run. rows: batch size.
+        seed: of the run, or one for each row. rows: batch size.
     """
 
-    def __init__(self, seed: int, rows: int) -> None:
-        self.generators = [torch.Generator().manual_seed(seed * 1_000_003 + 17) for _ in range(rows)]
+    def __init__(self, seed: int | Sequence[int], rows: int) -> None:
+        seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+        if len(seeds) != rows:
+            raise OptionError(f"{len(seeds)} seeds for {rows} rows", remedy="give one seed, or one for each row")
+        self.generators = [torch.Generator().manual_seed(s * 1_000_003 + 17) for s in seeds]
 
     def uniform(self, purpose: str, step: Step, width: int = 0) -> Tensor:
         """float64 uniforms in (0, 1): [N], or [N, width]; `purpose` ('token', 'score', 'commit') names the draw."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,6 +17,7 @@ from vlm.decoding.contracts import (
     LengthController,
     LogitTransform,
     Noise,
+    Prediction,
     Proposer,
     Quota,
     Reviser,
@@ -81,21 +82,20 @@ class Frame:
     forwards: Tensor
 
 
-def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0, noise: Noise | None = None) -> Iterator[Frame]:
+def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Sequence[int] = 0, noise: Noise | None = None) -> Iterator[Frame]:
     """Fill the canvas in place, yielding a frame per step.
 
     Args:
         denoiser: the model behind its prefix.
         canvas: changed in place; what is frozen stays.
         recipe: the method.
-        seed: of all random draws; rows draw independently, so a batch equals its rows alone.
+        seed: of all random draws, one or one for each row; rows draw independently, so a batch equals its rows alone.
         noise: replaces the seeded generators (recorded draws in tests).
 
     Raises:
         DecodingError: a part breaks its contract (it names which).
     """
-    rows = canvas.ids.shape[0]
-    noise = noise or Noise(seed, rows)
+    noise = noise or Noise(seed, canvas.ids.shape[0])
     window = recipe.window.start(canvas)
     quota = recipe.quota.start(canvas) if recipe.quota else None
     commit = recipe.commit.start(canvas)
@@ -108,19 +108,17 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0,
             return
         number += 1
         before = canvas.masked.clone()
-        step = _look(denoiser, canvas, cells, ban, recipe, noise)
+        step, prediction = _look(denoiser, canvas, cells, ban, recipe, noise)
         canvas.forwards += busy
         canvas.step += busy
-        final = recipe.max_forwards is not None and number >= recipe.max_forwards
-        step_prediction_source = step[1]
-        chosen = _choose(step[0], window, quota, commit, recipe, final)
+        chosen = _choose(step, window, quota, commit, recipe, last=recipe.max_forwards is not None and number >= recipe.max_forwards)
         if recipe.reference_quirks:
-            chosen &= step[0].proposal != canvas.mask_id  # released code writes the mask token: the cell stays as it is
-        picked = torch.zeros_like(cells)
-        picked[cells] = chosen
-        ids, score = step[0].proposal[chosen], step[0].score[chosen]
-        source, weight = (None, None) if step_prediction_source is None else (step_prediction_source[0][chosen], step_prediction_source[1][chosen])
-        canvas.commit(picked, ids, score, source, weight)
+            # released code writes the mask token where it is proposed, so the cell stays as it is; nothing else can come then
+            kept = chosen & (step.proposal != canvas.mask_id)
+            if bool(chosen.any()) and not bool(kept.any()):
+                return
+            chosen = kept
+        _commit(canvas, step, prediction, chosen)
         if recipe.reviser is not None:
             recipe.reviser(canvas)
         if recipe.length is not None:
@@ -129,9 +127,7 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0,
         yield Frame(number, canvas.ids.clone(), canvas.states(before), canvas.commit_confidence.clone(), canvas.forwards.clone())
 
 
-def _look(
-    denoiser: Denoiser, canvas: Canvas, cells: Tensor, ban: Ban, recipe: Recipe, noise: Noise
-) -> tuple[Step, tuple[Tensor, Tensor] | None]:
+def _look(denoiser: Denoiser, canvas: Canvas, cells: Tensor, ban: Ban, recipe: Recipe, noise: Noise) -> tuple[Step, Prediction]:
     """Forward, constrain, propose and score."""
     prediction = denoiser(canvas, cells)
     row, column = cells.nonzero(as_tuple=True)
@@ -147,17 +143,26 @@ def _look(
     else:
         step.proposal, step.filtered = recipe.proposer(step)
         step.score = recipe.scorer(step)
-    if prediction.source is None or prediction.source_weight is None:
-        return step, None
-    return step, (prediction.source, prediction.source_weight)
+    return step, prediction
 
 
-def _choose(step: Step, window: Window, quota: Quota | None, commit: CommitRule, recipe: Recipe, final: bool) -> Tensor:
+def _commit(canvas: Canvas, step: Step, prediction: Prediction, chosen: Tensor) -> None:
+    """Write the chosen proposals ([N] bool) with their scores and copy sources."""
+    picked = torch.zeros_like(step.cells)
+    picked[step.cells] = chosen
+    source, weight = prediction.source, prediction.source_weight
+    if source is None or weight is None:
+        canvas.commit(picked, step.proposal[chosen], step.score[chosen])
+    else:
+        canvas.commit(picked, step.proposal[chosen], step.score[chosen], source[chosen], weight[chosen])
+
+
+def _choose(step: Step, window: Window, quota: Quota | None, commit: CommitRule, recipe: Recipe, last: bool) -> Tensor:
     """[N] cells to commit, at least one in every row that has any."""
     if quota is not None:
         step.quota = quota(step, window.number(step.canvas))
     chosen = commit(step)
-    if final:
+    if last:
         return torch.ones_like(chosen)
     if recipe.reference_quirks:
         return chosen
@@ -171,7 +176,7 @@ def _choose(step: Step, window: Window, quota: Quota | None, commit: CommitRule,
     return chosen | (~some[step.row] & (step.column == best[step.row]))
 
 
-def run(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int = 0, noise: Noise | None = None) -> Canvas:
+def run(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Sequence[int] = 0, noise: Noise | None = None) -> Canvas:
     """Decode to the end; returns the canvas."""
     for _ in decode(denoiser, canvas, recipe, seed=seed, noise=noise):
         pass

@@ -16,7 +16,7 @@ from vlm.errors import OptionError
 
 _COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "banned": (), "reference_quirks": False}
 _LLADA = {"steps_per_block": 32, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
-_DREAM = {"steps": 512, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial"}
+_DREAM = {"steps": 512, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3}
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lavida-cosine": {**_LLADA, "shape": "cosine", "shift": 1.0, "steps_per_block": 16},
     "threshold": {"threshold": 0.9, "block_length": 32, "sampling": "gumbel", "score": "prob"},
     "factor": {"factor": 1.0, "block_length": 32, "sampling": "gumbel", "score": "prob"},
-    "dream-origin": dict(_DREAM),
+    "dream-origin": {"steps": 512, "eps": 1e-3, "sampling": "multinomial"},
     "dream-maskgit-plus": {**_DREAM, "score": "prob"},
     "dream-topk-margin": {**_DREAM, "score": "margin"},
     "dream-entropy": {**_DREAM, "score": "entropy"},
@@ -82,7 +82,8 @@ def _dream(o: dict[str, Any]) -> dict[str, Any]:
     if "score" not in o:
         return {"scorer": ConfidenceScorer("prob", filtered=True), "quota": None, "commit": Bernoulli(o["steps"], o["eps"])}
     scorer = ConfidenceScorer(o["score"], filtered=True)
-    return {"scorer": scorer, "quota": DreamQuota(o["steps"], o["eps"]), "commit": TopK(o["alg_temp"])}
+    quota = DreamQuota(o["steps"], o["eps"]) if o["shape"] is None else TableQuota(o["steps"], o["shape"], o["shift"])
+    return {"scorer": scorer, "quota": quota, "commit": TopK(o["alg_temp"])}
 
 
 _BUILDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -93,6 +94,8 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "factor": lambda o: {
         "window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Factor(o["factor"], o["reference_quirks"]),
     },
-    "dimple": lambda o: {"scorer": ConfidenceScorer(o["score"]), "quota": DimpleQuota(o["steps"], o["eps"]), "commit": ThresholdElseQuota(o["gamma"])},
+    "dimple": lambda o: {
+        "scorer": ConfidenceScorer(o["score"]), "quota": DimpleQuota(o["steps"], o["eps"]), "commit": ThresholdElseQuota(o["gamma"], o["steps"]),
+    },
     "one-by-one": lambda o: {"scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(float("inf"))},
 }

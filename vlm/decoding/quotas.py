@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Step
 from vlm.errors import OptionError
+
+#: Curves of :func:`shaped_table`.
+SHAPES = ("shift", "cosine", "linear", "logit_normal")
 
 
 def linear_table(masks: int, steps: int) -> list[int]:
@@ -24,7 +30,8 @@ def shaped_table(masks: int, steps: int, shape: str = "shift", shift: float = 1 
 
     Args:
         masks: cells to fill; steps: at most one step per cell is used.
-        shape: 'shift' s(t) = a t / (1 + (a - 1) t); 'cosine' s(t) = 1 - (1 + cos(pi t)) / 2; 'linear' s(t) = t.
+        shape: 'shift' s(t) = a t / (1 + (a - 1) t); 'cosine' s(t) = 1 - (1 + cos(pi t)) / 2; 'linear' s(t) = t;
+            'logit_normal' s(t) = Phi(ln(t / (1 - t))).
         shift: a of the shift curve; 1/3 commits many cells early, 3 few.
     """
     steps = max(1, min(steps, masks))
@@ -35,8 +42,10 @@ def shaped_table(masks: int, steps: int, shape: str = "shift", shift: float = 1 
         curve = 1 - 0.5 * (1 + torch.cos(math.pi * times))
     elif shape == "linear":
         curve = times
+    elif shape == "logit_normal":
+        curve = torch.special.ndtr(torch.logit(times))
     else:
-        raise OptionError(f"unknown schedule {shape!r}", remedy="use 'shift', 'cosine' or 'linear'")
+        raise OptionError(f"unknown schedule {shape!r}", remedy=f"use one of {', '.join(SHAPES)}")
     ends = (curve * masks).to(torch.int64)
     counts = (ends[1:] - ends[:-1]).clamp_min(1).tolist()
     surplus = sum(counts) - masks
@@ -71,7 +80,7 @@ class TableQuota:
     """A table per block, drawn up when a row enters the block.
 
     Args:
-        steps: steps per block. shape: 'even' (LLaDA), 'shift', 'cosine' or 'linear' (LaViDa). shift: see
+        steps: steps per block. shape: 'even' (LLaDA), or one of :data:`SHAPES` (LaViDa). shift: see
             :func:`shaped_table`.
     """
 
@@ -84,8 +93,8 @@ class TableQuota:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise OptionError(f"steps is {self.steps}", remedy="use 1 or more")
-        if self.shape not in ("even", "shift", "cosine", "linear"):
-            raise OptionError(f"unknown schedule {self.shape!r}", remedy="use 'even', 'shift', 'cosine' or 'linear'")
+        if self.shape != "even" and self.shape not in SHAPES:
+            raise OptionError(f"unknown schedule {self.shape!r}", remedy=f"use 'even' or one of {', '.join(SHAPES)}")
 
     def start(self, canvas: Canvas) -> TableQuota:
         """A copy without history."""
@@ -100,11 +109,12 @@ class TableQuota:
             if n == 0:
                 out.append(0)
                 continue
-            if number != self._block[row] or not self._table[row]:
+            if number != self._block[row]:
                 self._block[row] = number
                 table = linear_table(n, self.steps) if self.shape == "even" else shaped_table(n, self.steps, self.shape, self.shift)
                 self._table[row] = table[::-1]
-            out.append(self._table[row].pop())
+            # released code may propose the mask token and so outlast its table
+            out.append(self._table[row].pop() if self._table[row] else 1)
         return torch.tensor(out)
 
 
@@ -132,9 +142,32 @@ class DreamQuota:
         return torch.tensor(out)
 
 
+@cache
+def _grid(steps: int, eps: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """[steps + 1] times from 1 to `eps`, float32 as the published code has them."""
+    return np.asarray(torch.linspace(1, eps, steps + 1).numpy())
+
+
+def dimple_count(masked: int, total: int, step: int, steps: int, eps: float = 1e-3) -> int:
+    """Dimple (arXiv:2505.16990): go on to the next time below the present share of masks that commits anything.
+
+    Args:
+        masked: cells left of `total`. step: number of the step, from 0, of `steps`.
+    """
+    if step >= steps - 1 or masked == 0:
+        return masked
+    times, share = _grid(steps, eps), np.float32(masked / total)
+    below = int(np.argmax(times < share)) if bool((times < share).any()) else steps
+    for at in range(max(below, step + 1), steps):
+        count = int(np.float32(masked) * (np.float32(1) - times[at] / share))
+        if count >= 1:
+            return count
+    return masked
+
+
 @dataclass
 class DimpleQuota:
-    """Dimple's fallback (arXiv:2505.16990): the next time below the present share of masks that commits anything.
+    """Dimple's fallback, :func:`dimple_count` of each row.
 
     Args:
         steps: of the whole run; None: as many as a row has cells. eps: last time.
@@ -152,18 +185,6 @@ class DimpleQuota:
     def __call__(self, step: Step, block: Tensor) -> Tensor:
         """[B] counts."""
         left = torch.bincount(step.row, minlength=len(self._cells)).tolist()
-        out = []
-        for n, total in zip(left, self._cells, strict=True):
-            steps = self.steps or max(total, 1)
-            if self._done >= steps - 1:
-                out.append(n)
-                continue
-            share = n / max(total, 1)
-            # smallest later step whose time lies below the share far enough for one commit
-            wanted = share * (1 - 1 / n) if n else 0.0
-            at = math.ceil((1 - wanted) / (1 - self.eps) * steps - 1e-9)
-            at = max(at, self._done + 1)
-            time = 1 + (self.eps - 1) * min(at, steps) / steps
-            out.append(max(1, int(n * (1 - time / share) + 1e-9)) if n else 0)
+        out = [dimple_count(n, total, self._done, self.steps or max(total, 1), self.eps) for n, total in zip(left, self._cells, strict=True)]
         self._done += 1
         return torch.tensor(out)

@@ -1,0 +1,12 @@
+"""SDAR-VL: LLaVA-OneVision views by the tensor resampler, SigLIP, projector, packing."""
+
+from __future__ import annotations
+
+from tests.parity.vision import Siglip
+
+FAMILIES = ("sdar-vl",)
+VISION = Siglip(
+    "config.json", tower="vision_tower.vision_model.", projector="multi_modal_projector.", projector_layers=("linear_1", "linear_2"),
+    newline="image_newline", backend="tensor",
+)
+HANDLERS = {**VISION.handlers}
