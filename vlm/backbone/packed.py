@@ -39,8 +39,7 @@ class PackedPrefix:
 
 def bounds_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """(first, end) of rows of these lengths laid end to end."""
-    ends = list(accumulate(lengths, initial=0))
-    return list(pairwise(ends))
+    return list(pairwise(accumulate(lengths, initial=0)))
 
 
 class Packed:
