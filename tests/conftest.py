@@ -47,6 +47,12 @@ def picture(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def shared():
+    """The folder of data and reference numbers beside the project; it may be missing."""
+    return SHARED
+
+
+@pytest.fixture(scope="session")
 def robustness():
     """Folder of awkward files; skips where it is not laid out."""
     folder = SHARED / "data" / "robustness"

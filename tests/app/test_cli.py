@@ -149,6 +149,15 @@ def test_info(vlm):
     assert details["model"]["family"] == "pocket" and "dimple" in details["presets"]
 
 
+def test_info_of_a_published_checkpoint(vlm, shared):
+    folder = shared / "parity" / "llada"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("../shared/parity/llada is not here")
+    code, out, _ = vlm("info", "--json", model=folder)
+    details = json.loads(out)["model"]
+    assert code == 0 and details["family"] == "llada" and details["fits"] and details["parameters"] > 0 and not details["missing"]
+
+
 def test_bench(vlm, picture, schema):
     path = picture()
     code, out, _ = vlm("bench", path, "--schema", schema, "--repeat", 2, "--json")
