@@ -12,15 +12,14 @@ from torch import Tensor
 from vision.adapter import VisualBatch
 from vision.reading import Reading, fast_bf16, read_picture
 from vision.tokens import CHAR, ROW_END, THING, VisualTokens
+from vlm.backbone.slots import SlotTable
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Prediction
-from vlm.backbone.slots import SlotTable, join
 from vlm.families.pocket import PocketModel, Prefix, Slots, Words
 from vlm.processor.prompt import Prompt, check_context
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.words import prompt_words
 from vlm.results import Box
-from vlm.structure.scaffold import Scaffold
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,12 @@ class Places:
 
 
 class PocketDenoiser:
-    """A pocket model behind encoded prompts."""
+    """A pocket model behind encoded prompts; all rows fill the slots of `table`."""
 
     def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable) -> None:
-        self.model, self.prefix, self.places, self.table = model, prefix, places, table
+        self.model, self.prefix, self.places = model, prefix, places
         self.vocab_size = model.config.backbone.vocab_size
+        self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, cells: Tensor) -> Prediction:
@@ -53,13 +53,13 @@ class PocketDenoiser:
         busy = cells.any(dim=1)
         everything = bool(busy.all())
         rows = busy.nonzero(as_tuple=True)[0]
-        slots = Slots.of(canvas.slot_index, self.table)
-        prefix, slots = (self.prefix, slots) if everything else (self.prefix.select(rows), slots.select(rows))
-        ids, valid, asked = (t if everything else t[rows] for t in (canvas.ids, canvas.valid, cells))
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16() and ids.shape[0] * ids.shape[1] > 64):
-            hidden, pointing = self.model.canvas(ids, valid, slots, prefix)
-            logits = self.model.cell_logits(hidden[asked], pointing.copied[asked])
-        attention = torch.softmax(pointing.scores[asked], dim=-1)
+        prefix = self.prefix if everything else self.prefix.select(rows)
+        ids, valid, index, asked = (t if everything else t[rows] for t in (canvas.ids, canvas.valid, canvas.slot_index, cells))
+        slots = Slots(index, self._slot.expand_as(ids), self._keys, self._kind, self._item)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(ids.device) and ids.shape[1] > 64):  # by length: a batch computes as its rows alone
+            hidden, found = self.model.canvas(ids, valid, slots, prefix)
+            logits = self.model.cell_logits(hidden[asked], found.copied[asked])
+        attention = torch.softmax(found.scores[asked], dim=-1)
         weight, source = attention.max(dim=-1)
         nowhere = source == attention.shape[-1] - 1
         return Prediction(logits.float(), torch.where(nowhere, -1, source), weight)
@@ -87,14 +87,14 @@ class PocketEngine:
 
     @torch.inference_mode()
     def denoiser(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int, scaffold: Scaffold | None = None
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int, table: SlotTable | None = None
     ) -> PocketDenoiser:
         """Encode prompts with their pictures.
 
         Args:
             prompts: B prompts; pictures: the readings of each prompt's images, in order.
-            answer_cells: length of the longest canvas, for the context check.
-            scaffold: of all canvases; None for free text.
+            answer_cells: length of the canvases.
+            table: what their cells know of their slots; None: free text.
 
         Raises:
             ContextLengthError: a prompt does not fit.
@@ -119,16 +119,16 @@ class PocketEngine:
             valid[i, : layout.length] = True
             for span in layout.spans:
                 media[i, span.start : span.start + span.length] = True
+        rows, word = prompt_words([layout.ids for layout in layouts], self.tokenizer, width)
+        words = Words(torch.from_numpy(rows), torch.from_numpy(word))
         visual = None
         if any(len(t) for t in tokens):
             visual = VisualBatch.collate(tokens, [None] * len(tokens), self.model.config.reader.width)
             for i, feature in enumerate(features):
                 visual.features[i, : len(feature)] = feature
-        rows, word = prompt_words([layout.ids for layout in layouts], self.tokenizer, width)
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
-            prefix = self.model.prefix(ids, valid, media, Words(torch.from_numpy(rows), torch.from_numpy(word)), visual)
-        table = SlotTable.none(answer_cells) if scaffold is None else SlotTable.of(scaffold)
-        return PocketDenoiser(self.model, prefix, places, join([table] * len(prompts), answer_cells))
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(ids.device)):
+            prefix = self.model.prefix(ids, valid, media, words, visual)
+        return PocketDenoiser(self.model, prefix, places, table or SlotTable.none(answer_cells))
 
 
 def _places(length: int, spans: Sequence[Any], kept: Sequence[VisualTokens]) -> Places:
