@@ -78,7 +78,7 @@ def dream_count(masked: int, step: int, steps: int, eps: float = 1e-3) -> int:
 
 def dream_table(masked: int, steps: int, eps: float = 1e-3) -> list[int]:
     """:func:`dream_count` of every step of a run."""
-    counts = []
+    counts: list[int] = []
     for step in range(steps):
         counts.append(dream_count(masked - sum(counts), step, steps, eps))
     return counts
