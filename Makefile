@@ -14,7 +14,7 @@ help:
 	@echo "make demo    set up, then caption, ask, extract, ground and read the pictures in examples/inputs"
 	@echo "make test    set up, then ruff, mypy and pytest"
 	@echo "make lint    ruff and mypy only"
-	@echo "make parity  compare with numbers of the reference implementations, a line per case (needs ../shared)"
+	@echo "make parity  compare with numbers of the reference implementations, a line per case (../shared, or PARITY_ROOT)"
 	@echo "make clean   remove the environment, caches and out/"
 
 $(BIN)/python:

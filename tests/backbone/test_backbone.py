@@ -81,7 +81,8 @@ def test_prefix_cache_is_exact(backbone: DiffusionBackbone, side: str) -> None:
         positions = valid.sum(1, keepdim=True) + torch.arange(6)
         cached = backbone(backbone.embed(canvas), positions, there, cache=cache)
         picked = backbone(backbone.embed(canvas[1:]), positions[1:], there[1:], cache=cache.select(torch.tensor([1])))
-        doubled = backbone(backbone.embed(canvas[:1]).repeat(2, 1, 1), positions[:1], there[:1].repeat(2, 1), cache=cache.select(torch.tensor([0])).repeat_interleave(2))
+        twice = cache.select(torch.tensor([0])).repeat_interleave(2)
+        doubled = backbone(backbone.embed(canvas[:1]).repeat(2, 1, 1), positions[:1], there[:1].repeat(2, 1), cache=twice)
     for i, (n, m) in enumerate(zip(prompts, canvases, strict=True)):
         _same(cached[i, :m], whole[i][n:])
         _same(cache.hidden[i][valid[i]], whole[i][:n])

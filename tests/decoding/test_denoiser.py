@@ -17,8 +17,9 @@ from vlm.decoding.presets import preset
 from vlm.errors import OptionError
 
 CONFIG = BackboneConfig(
-    vocab_size=40, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48, mask_token_id=39, pad_token_id=0, eos_token_id=1, qkv_bias=True
-)
+    vocab_size=40, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48, mask_token_id=39, pad_token_id=0, eos_token_id=1,
+    qkv_bias=True,
+)  # fmt: skip
 
 
 @pytest.fixture(params=[0, 1], ids=["aligned", "shifted"])

@@ -24,19 +24,24 @@ def line(case: Case) -> tuple[str, str]:
     return "pass", str(checks)
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main(words: list[str]) -> int:
     """Print all lines and a summary; 1 if a case failed, 2 if there are none."""
     cases = [case for fixture in fixtures() for case in fixture.cases if not words or any(w in str(case) for w in words)]
     if not cases:
-        print(f"no cases below {root()}" + (f" match {' '.join(words)}" if words else "; set PARITY_ROOT"))
+        _say(f"no cases below {root()}" + (f" match {' '.join(words)}" if words else "; set PARITY_ROOT"))
         return 2
     counts = {"pass": 0, "FAIL": 0, "skip": 0}
     width = max(len(str(case)) for case in cases)
     for case in cases:
         outcome, text = line(case)
         counts[outcome] += 1
-        print(f"{outcome}  {case!s:<{width}}  {text}", flush=True)
-    print(f"{counts['pass']} passed, {counts['FAIL']} failed, {counts['skip']} skipped")
+        _say(f"{outcome}  {case!s:<{width}}  {text}")
+    _say(f"{counts['pass']} passed, {counts['FAIL']} failed, {counts['skip']} skipped")
     return 1 if counts["FAIL"] else 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.parity.cases import Case, Checks, fixtures, root
@@ -24,6 +26,6 @@ def test_case(case: Case) -> None:
         pytest.skip(reason)
     checks = Checks()
     handler(case, checks)
-    print(f"{case}  {checks}")
+    sys.stdout.write(f"{case}  {checks}\n")
     assert checks.errors, "the handler compared nothing"
     assert not checks.failures, "; ".join(checks.failures)

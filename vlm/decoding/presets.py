@@ -56,7 +56,7 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
     o = {**known, **options}
     try:
         proposer = SampleProposer(o["temperature"], o["top_k"], o["top_p"], o.get("sampling", "multinomial"))
-        parts = _BUILDERS[name.split("-")[0] if name != "one-by-one" else name](o)
+        parts = _BUILDERS[name.split("-")[0]](o)
     except TypeError as error:
         raise OptionError(f"an option of preset {name!r} has the wrong type: {error}", remedy="see vlm.decoding.presets.PRESETS") from error
     common = {"max_forwards": o["max_forwards"], "banned": tuple(o["banned"]), "reference_quirks": o["reference_quirks"]}
@@ -86,16 +86,25 @@ def _dream(o: dict[str, Any]) -> dict[str, Any]:
     return {"scorer": scorer, "quota": quota, "commit": TopK(o["alg_temp"])}
 
 
+def _threshold(o: dict[str, Any]) -> dict[str, Any]:
+    return {"window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(o["threshold"])}
+
+
+def _factor(o: dict[str, Any]) -> dict[str, Any]:
+    commit = Factor(o["factor"], o["reference_quirks"])
+    return {"window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": commit}
+
+
+def _dimple(o: dict[str, Any]) -> dict[str, Any]:
+    commit = ThresholdElseQuota(o["gamma"], o["steps"])
+    return {"scorer": ConfidenceScorer(o["score"]), "quota": DimpleQuota(o["steps"], o["eps"]), "commit": commit}
+
+
+def _one_by_one(o: dict[str, Any]) -> dict[str, Any]:
+    return {"scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(float("inf"))}
+
+
+#: By the first word of a preset's name.
 _BUILDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "llada": _llada,
-    "lavida": _llada,
-    "dream": _dream,
-    "threshold": lambda o: {"window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(o["threshold"])},
-    "factor": lambda o: {
-        "window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Factor(o["factor"], o["reference_quirks"]),
-    },
-    "dimple": lambda o: {
-        "scorer": ConfidenceScorer(o["score"]), "quota": DimpleQuota(o["steps"], o["eps"]), "commit": ThresholdElseQuota(o["gamma"], o["steps"]),
-    },
-    "one-by-one": lambda o: {"scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(float("inf"))},
-}
+    "llada": _llada, "lavida": _llada, "dream": _dream, "threshold": _threshold, "factor": _factor, "dimple": _dimple, "one": _one_by_one,
+}  # fmt: skip

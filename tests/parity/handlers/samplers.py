@@ -69,7 +69,8 @@ def _noise(case: Case, length: int) -> Noise | None:
 
 def _fast(case: Case) -> Plan:
     s = case.settings()
-    options: dict[str, Any] = {"block_length": s["block_length"] if "block_length" in s else s["init_block_length"], "temperature": s["temperature"], "reference_quirks": True}
+    block = s["block_length"] if "block_length" in s else s["init_block_length"]
+    options: dict[str, Any] = {"block_length": block, "temperature": s["temperature"], "reference_quirks": True}
     if s.get("threshold") is not None:
         return Plan(preset("threshold", threshold=s["threshold"], **options), s["gen_length"])
     if s.get("factor") is not None:
@@ -227,7 +228,10 @@ def _factor_counts(case: Case, checks: Checks) -> None:
         checks.equal(name, torch.bincount(row[chosen], minlength=len(table)), case.fixture.expected[f"{case.id}.{name}"])
 
 
-FUNCTIONS = {"LLaDAModelLM.forward": _forward, "DreamModel.forward": _forward, "get_num_transfer_tokens_sch": _quota_tables, "get_transfer_index_dynamic": _factor_counts}
+FUNCTIONS = {
+    "LLaDAModelLM.forward": _forward, "DreamModel.forward": _forward, "get_num_transfer_tokens_sch": _quota_tables,
+    "get_transfer_index_dynamic": _factor_counts,
+}  # fmt: skip
 
 
 def _key(case: Case) -> tuple[str, str, str]:
