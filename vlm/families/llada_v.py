@@ -13,6 +13,8 @@ from vlm.families.llava import SYSTEM, LlavaModel, complete, llava_vision, llava
 #: What the released sampler never lets out; the first was never learned as padding (its micro-batches had one row).
 BANNED = ("<|endoftext|>", "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>")
 STOP = ("<|eot_id|>",)
+#: Control tokens that its training learned wherever they stood.
+EVERYWHERE = ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 #: Published evaluation: multiple choice; charts; documents (32 cells in 16 steps); the demo.
 _FREE: dict[str, Any] = {"banned": BANNED, "stop_at": STOP}
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {

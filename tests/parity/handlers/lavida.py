@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.parity.cases import Case
+from torch import Tensor
+
+from tests.parity.cases import Case, ids_of
 from tests.parity.llava import Sampler, handlers, shape_of
+from tests.parity.llava_training import Trainer
 from tests.parity.vision import Siglip
 from vlm.decoding.loop import Recipe
 from vlm.decoding.presets import preset
+from vlm.published import PublishedEngine
+from vlm.training.conversations import Loss, Merged, complementary_loss
 
 FAMILIES = ("lavida-llada", "lavida-dream",)
 VISION = Siglip(
@@ -37,4 +42,11 @@ def _recipe(case: Case, settings: dict[str, Any]) -> Recipe:
 
 
 SAMPLER = Sampler(_recipe, "max_new_tokens", cached=lambda s: s["prefix_lm"], scores=lambda s: s.get("alg") != "origin")
-HANDLERS = {**VISION.handlers, **handlers(SAMPLER)}
+
+
+def _loss(case: Case, engine: PublishedEngine, batch: Merged, ratio: Tensor, noise: Tensor) -> Loss:
+    markers = ids_of(case.fixture.meta, "fim_marker_id")
+    return complementary_loss(engine.model.backbone, batch, ratio, noise=noise, never=markers, reference_quirks=True)
+
+
+HANDLERS = {**VISION.handlers, **handlers(SAMPLER, Trainer(_loss, {}, padding=True))}

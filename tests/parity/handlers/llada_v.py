@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from tests.parity.cases import Case
 from tests.parity.llava import Sampler, handlers
+from tests.parity.llava_training import Trainer
 from tests.parity.vision import Siglip
 from vlm.decoding.loop import Recipe
 from vlm.decoding.presets import preset
+from vlm.families.llada_v import EVERYWHERE
+from vlm.published import PublishedEngine
+from vlm.training.conversations import Loss, Merged, bound_loss
 
 FAMILIES = ("llada-v",)
 VISION = Siglip(
@@ -26,4 +32,10 @@ def _recipe(case: Case, settings: dict[str, Any]) -> Recipe:
     )  # fmt: skip
 
 
-HANDLERS = {**VISION.handlers, **handlers(Sampler(_recipe, "gen_length", cached=lambda _: False))}
+def _loss(case: Case, engine: PublishedEngine, batch: Merged, ratio: Tensor, noise: Tensor) -> Loss:
+    causal = "conversation_ids" in case.data["tensors"]
+    return bound_loss(engine.model.backbone, batch, ratio, noise=noise, rounds_are_causal=causal)
+
+
+TRAINER = Trainer(_loss, {"header": True, "everywhere": EVERYWHERE}, padding=False)
+HANDLERS = {**VISION.handlers, **handlers(Sampler(_recipe, "gen_length", cached=lambda _: False), TRAINER)}
