@@ -99,8 +99,6 @@ class PublishedEngine:
     def prompt(self, messages: Messages, plan: Plan) -> Prompt:
         """The prompt of a conversation in the family's format."""
         prompt = self.family.template.build(messages, self.tokenizer)
-        if prompt.images and not hasattr(self.model, "see"):
-            raise PromptError(f"{self.family.name} takes no images", source="prompt", remedy="load a vision-language checkpoint")
         quirk = plan.reference_quirks and self.family.lost_after_media
         return prompt.without_first_after_media() if quirk else prompt
 
@@ -111,7 +109,11 @@ class PublishedEngine:
     @torch.inference_mode()
     def see_all(self, images: Sequence[Any]) -> list[Picture]:
         """Features of the RGB images of one prompt."""
-        found: list[Picture] = self.model.see(images) if images else []
+        if not images:
+            return []
+        if not hasattr(self.model, "see"):
+            raise PromptError(f"{self.family.name} takes no images", source="prompt", remedy="load a vision-language checkpoint")
+        found: list[Picture] = self.model.see(images)
         return found
 
     def see(self, image: Any) -> Picture:

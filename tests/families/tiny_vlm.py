@@ -41,14 +41,14 @@ def configs() -> dict[str, dict[str, Any]]:
     eos, mask = control_id("llada", "<|endoftext|>"), control_id("llada", "<|mdm_mask|>")
     llama = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "hidden_act": "silu", "vocab_size": ROWS,
-        "tie_word_embeddings": False, "rope_scaling": None, "max_position_embeddings": 512, "rope_theta": 100.0,
+        "tie_word_embeddings": False, "rope_scaling": None, "max_position_embeddings": 1024, "rope_theta": 100.0,
     }  # fmt: skip
     return {
         "lavida-llada": {
             **MEDIA, "model_type": "llava_llada", "architectures": ["LlavaLladaForMaskedDiffusion"], "d_model": 32, "n_layers": 2, "n_heads": 4,
             "n_kv_heads": 4, "mlp_hidden_size": 48, "vocab_size": ROWS, "embedding_size": ROWS, "mask_token_id": mask, "eos_token_id": eos,
             "pad_token_id": eos, "rope_theta": 100.0, "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "weight_tying": False,
-            "include_bias": False, "rope": True, "max_sequence_length": 512,
+            "include_bias": False, "rope": True, "max_sequence_length": 1024,
         },
         "lavida-dream": {
             **MEDIA, **llama, "model_type": "llava_dream", "architectures": ["LlavaDreamForMaskedDiffusion"], "num_key_value_heads": 2,
