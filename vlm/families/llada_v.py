@@ -32,7 +32,8 @@ def _configure(settings: Settings) -> ModelConfig:
     mask = settings.get("mask_token_id", default=None)
     mask = special_id(settings, "<|mdm_mask|>", 126336) if mask is None else int(mask)
     backbone = qwen_backbone(settings, logit_shift=0, qkv_bias=False, mask_token_id=mask)
-    return ModelConfig(backbone, llava_vision(settings, pooled=False), settings.data)
+    # padding is banned, because the model never learned it: what is left of a slot is filled with what ends its turns
+    return ModelConfig(backbone, llava_vision(settings, pooled=False), settings.data, fill_token=STOP[0])
 
 
 def _weights(config: ModelConfig) -> list[Weight]:
