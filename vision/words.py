@@ -221,3 +221,31 @@ class RoleMixer(nn.Module):
         """[N, D] from words [W, D] and roles [N, ROLES] that index them."""
         out: Tensor = self.mix(words[roles].flatten(-2))
         return out
+
+
+class WordMatch(nn.Module):
+    """How well the words around a holder spell a key: what a label has in common with what is asked for.
+
+    The similarity of two words is the cosine of their vectors, so equal words match before anything is learned; synonyms
+    come to match as the table learns. Which word of the key should stand in which role is learned: one weight for each pair.
+
+    Args:
+        key_words: words of a key that are compared, last word first.
+    """
+
+    def __init__(self, key_words: int) -> None:
+        super().__init__()
+        weight = torch.zeros(key_words, ROLES)
+        for i in range(min(key_words, BEFORE)):
+            weight[i, 1 + i] = 2.0  # the words before a value, nearest first, are the key's words from the last one
+        weight[:, 1 + BEFORE : 1 + BEFORE + ABOVE] = 0.7
+        weight[:, 0] = -1.0  # the label itself is not the value
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, keys: Tensor, words: Tensor, roles: Tensor) -> Tensor:
+        """Match [S, N] of S keys [S, KEY_WORDS, D] with N holders, given word vectors [W, D] and roles [N, ROLES]."""
+        keys, words = (torch.nn.functional.normalize(t.float(), dim=-1, eps=1e-4) for t in (keys, words))
+        alike = torch.relu(keys @ words.T)  # [S, KEY_WORDS, W]
+        weighted = torch.einsum("skw,kr->srw", alike, self.weight)  # [S, ROLES, W]
+        out: Tensor = weighted.gather(2, roles.T.expand(len(keys), -1, -1)).sum(1)
+        return out

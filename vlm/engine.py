@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class PocketDenoiser:
 
         cache = prefix.cache
         hidden = torch.cat([cache.hidden[row, :n] for row, n in enumerate(lengths)])
-        self.behind = PackedMemory(PackedPrefix(flat(cache.keys), flat(cache.values), hidden, bounds_of(lengths)), prefix.memory, lengths)
+        self.behind = PackedMemory(PackedPrefix(flat(cache.keys), flat(cache.values), hidden, bounds_of(lengths)), prefix.memory, prefix.labels, lengths)
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, cells: Tensor) -> Prediction:
@@ -72,12 +72,12 @@ class PocketDenoiser:
         counts = kept.sum(dim=1)
         rows = counts.nonzero(as_tuple=True)[0].tolist()
         slots = Slots.of(canvas.slot_index, self.table)
-        slots = replace(slots, index=slots.index[kept], slot=slots.slot[kept])
+        slots = slots.at(kept)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(canvas.ids.device)):
-            logits, scores = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
-        weight, source = torch.softmax(scores, dim=-1).max(dim=-1)
-        nowhere = source == scores.shape[-1] - 1
-        return Prediction(logits.float(), torch.where(nowhere, -1, source), weight)
+            found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
+        weight, source = torch.softmax(found.scores, dim=-1).max(dim=-1)
+        nowhere = source == found.scores.shape[-1] - 1
+        return Prediction(found.logits, torch.where(nowhere, -1, source), weight)
 
 
 def spare_pads(canvas: Canvas) -> Tensor:

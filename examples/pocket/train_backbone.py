@@ -215,9 +215,13 @@ class LessonObjective:
         return target, pointer.masked_fill(target == self.pad, UNKNOWN)
 
     def totals(self, batch: Batch) -> dict[str, float]:
-        """Weights of the masked cells, and how many have a known source."""
+        """Weights of the masked cells, how many have a known source, and how many slots a known start."""
         target, pointer = self.targets(batch)
-        return {"text": float(pad_weights(target, self.pad, self.pad_weight).sum()), "points": float((pointer != UNKNOWN).sum())}
+        first = batch.slots.index.unsqueeze(1).expand_as(batch.masks)[batch.masks] == 1
+        return {
+            "text": float(pad_weights(target, self.pad, self.pad_weight).sum()), "points": float((pointer != UNKNOWN).sum()),
+            "starts": float((pointer[first] != UNKNOWN).sum()),
+        }  # fmt: skip
 
     def __call__(self, batch: Batch, totals: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
         """Loss and accuracies of a batch."""
@@ -228,12 +232,19 @@ class LessonObjective:
         slots = replace(batch.slots, index=index, slot=slot)
         lengths, rows = batch.valid.sum(1).repeat_interleave(count).tolist(), batch.row.repeat_interleave(count).tolist()
         behind = self.model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.words, batch.visual)
-        logits, scores = self.model.cells(ids.masked_fill(asked, self.mask), slots, asked, lengths, rows, behind)
+        found = self.model.cells(ids.masked_fill(asked, self.mask), slots, asked, lengths, rows, behind)
         target, pointer = self.targets(batch)
-        text = masked_cross_entropy(logits, target, pad_weights(target, self.pad, self.pad_weight), totals["text"])
-        points = pointer_loss(scores, pointer, total=max(totals["points"], 1.0))
-        stats = {"text": float(text.detach()), "points": float(points.detach()), "canvases": float(len(batch.tasks) * count)}
-        return text + points, {**stats, **self._accuracy(batch, logits, scores, target, pointer)}
+        text = masked_cross_entropy(found.logits, target, pad_weights(target, self.pad, self.pad_weight), totals["text"])
+        points = pointer_loss(found.scores, pointer, total=max(totals["points"], 1.0))
+        begins = pointer[(slots.index == 1)[asked]]
+        starts = pointer_loss(found.start, begins, 1.0, total=max(totals["starts"], 1.0))
+        stats = {"text": float(text.detach()), "points": float(points.detach()), "starts": float(starts.detach()), "canvases": float(len(batch.tasks) * count)}
+        known = begins != UNKNOWN
+        aim = begins.masked_fill(begins == NOWHERE, found.start.shape[-1] - 1)
+        for name, which in (("begins", begins >= 0), ("absent", begins == NOWHERE)):
+            if which.any():
+                stats[name] = float((found.start.argmax(-1) == aim)[which & known].float().mean())
+        return text + points + 0.5 * starts, {**stats, **self._accuracy(batch, found.logits, found.scores, target, pointer)}
 
     @torch.no_grad()
     def _accuracy(self, batch: Batch, logits: Tensor, scores: Tensor, target: Tensor, pointer: Tensor) -> dict[str, float]:

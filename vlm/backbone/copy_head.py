@@ -7,6 +7,7 @@ Pointer network: arXiv:1506.03134; pointer-generator: arXiv:1704.04368, here in 
 
 Values stand in one piece on a page. So the pointer has a prior: where the slot's first cell thinks the value starts,
 moved on by the cell's place in the slot. One guess then serves all cells of a slot, and one slot teaches it many times.
+A cell is also told how many blanks, gaps and row ends lie between the start and the place it points at: values end at one.
 
 Supervising the attention with the true places (:mod:`vlm.training`) is what makes a small model look at the picture at
 all; the same attention says where a field was read.
@@ -14,7 +15,7 @@ all; the same attention says where a field was read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 #: Log-probability that the prior gives at least, so that a cell of its own opinion can always win.
 FLOOR = -10.0
+#: Kinds of breaks that are counted, and up to how many.
+BREAKS, MOST_BREAKS = 3, 3
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,18 @@ class CopyMemory:
         keys: [B, P, key_dim] normalised. values: [B, P, D] what a cell takes along from an entry.
         valid: [B, P] entries that may be pointed at (visual ones).
         tokens: [B, P, V] probability of each token at each entry; all zero where nothing can be copied.
+        breaks: [B, P, BREAKS] float32, how many breaks of each kind (blanks, gaps, row ends) lie before each entry.
     """
 
     keys: Tensor
     values: Tensor
     valid: Tensor
     tokens: Tensor
+    breaks: Tensor
 
     def select(self, rows: Tensor) -> CopyMemory:
         """The given rows, [n] long."""
-        return CopyMemory(self.keys[rows], self.values[rows], self.valid[rows], self.tokens[rows])
+        return CopyMemory(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 @dataclass
@@ -65,10 +70,12 @@ class Pointing:
     Attributes:
         scores: [n, P + 1] logits; the last column means 'copied from nowhere'.
         copied: [n, V] probability that the token is copied from the place pointed at.
+        start: [S, P + 1] log-probability of where each slot starts.
     """
 
     scores: Tensor
     copied: Tensor
+    start: Tensor
 
 
 class CopyHead(nn.Module):
@@ -85,6 +92,7 @@ class CopyHead(nn.Module):
         self.start_query = nn.Linear(hidden, config.key_dim, bias=False)
         self.key = nn.Linear(hidden, config.key_dim, bias=False)
         self.value = nn.Linear(hidden, hidden, bias=False)
+        self.crossed = nn.Linear(BREAKS * MOST_BREAKS, hidden, bias=False)
         self.nowhere = nn.Parameter(torch.randn(config.key_dim) * 0.5)
         self.gain = nn.Parameter(torch.tensor([2.0, 3.0]))  # of the cell's own query and of the start query
         self.prior = nn.Parameter(torch.tensor(1.0))
@@ -92,29 +100,36 @@ class CopyHead(nn.Module):
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, config.boost)
 
-    def memory(self, hidden: Tensor, valid: Tensor, tokens: Tensor) -> CopyMemory:
-        """Keys and values of the prefix: `hidden` [B, P, D], `valid` [B, P], `tokens` [B, P, V]."""
+    def memory(self, hidden: Tensor, valid: Tensor, tokens: Tensor, breaks: Tensor) -> CopyMemory:
+        """Keys and values of the prefix: `hidden` [B, P, D], the rest as in :class:`CopyMemory`."""
         key = self.key(hidden)
-        return CopyMemory(F.rms_norm(key, key.shape[-1:]), self.value(hidden), valid, tokens)
+        return CopyMemory(F.rms_norm(key, key.shape[-1:]), self.value(hidden), valid, tokens, breaks)
 
-    def point(self, hidden: Tensor, place: Tensor, memory: CopyMemory, row: int) -> tuple[Pointing, Tensor]:
+    def point(self, hidden: Tensor, place: Tensor, memory: CopyMemory, row: int, hint: Tensor | None = None) -> tuple[Pointing, Tensor]:
         """Point from n cells of slots that stand one after the other, all behind prefix row `row`.
 
         Args:
             hidden: [n, D] states of the cells, slots from first to last cell.
             place: [n] place of each cell in its slot, from 0.
+            hint: [S, P + 1] what else is known of where each slot starts, added to its logits.
 
         Returns:
-            where they point, and what to add to their states [n, D] (values only; the caller embeds the copied token).
+            where they point, and what to add to their states [n, D] (without the copied token, which the caller embeds).
         """
         keys, valid = memory.keys[row], memory.valid[row]
         first = place == 0
+        slot = first.long().cumsum(0) - 1
         own = self._logits(self.query(hidden), self.gain[0], keys, valid)  # [n, P+1]
-        start = torch.log_softmax(self._logits(self.start_query(hidden[first]), self.gain[1], keys, valid), dim=-1).clamp_min(FLOOR)
-        scores = own + self.prior * shifted(start, first.long().cumsum(0) - 1, place)
+        start = self._logits(self.start_query(hidden[first]), self.gain[1], keys, valid)
+        start = torch.log_softmax(start if hint is None else start + hint, dim=-1)
+        scores = own + self.prior * shifted(start.clamp_min(FLOOR), slot, place)
         attention = torch.softmax(scores, dim=-1)
         seen = attention[:, :-1].to(memory.values.dtype)
-        return Pointing(scores, (seen @ memory.tokens[row].to(seen.dtype)).float()), seen @ memory.values[row]
+        crossed = _expected(attention, memory.breaks[row]) - _expected(start.exp(), memory.breaks[row])[slot]  # [n, BREAKS]
+        steps = torch.arange(MOST_BREAKS, device=crossed.device)
+        told = self.crossed((crossed.unsqueeze(-1) - steps).clamp(0, 1).flatten(1).to(seen.dtype))
+        pointing = Pointing(scores, (seen @ memory.tokens[row].to(seen.dtype)).float(), start)
+        return pointing, seen @ memory.values[row] + told
 
     def _logits(self, query: Tensor, gain: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
         query = F.rms_norm(query, query.shape[-1:]) * (gain * query.shape[-1] ** -0.5)
@@ -141,3 +156,10 @@ def shifted(start: Tensor, slot: Tensor, place: Tensor) -> Tensor:
     index = torch.arange(entries + 1, device=start.device) + (longest - place).unsqueeze(1)  # [n, P + 1]
     index[:, -1] = longest + entries
     return padded.index_select(0, slot).gather(1, index)
+
+
+def _expected(attention: Tensor, values: Tensor) -> Tensor:
+    """Mean of `values` [P, n] under an attention [m, P + 1], 'nowhere' left out; in float32, since the values are large."""
+    share = attention[:, :-1].float()
+    with torch.autocast(share.device.type, enabled=False):
+        return share @ values / share.sum(-1, keepdim=True).clamp_min(1e-6)
