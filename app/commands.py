@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -214,7 +215,7 @@ def _info(args: argparse.Namespace) -> int:
 
     details = {
         "version": VERSION, "python": platform.python_version(), "torch": torch.__version__, "threads": args.threads or torch.get_num_threads(),
-        "presets": list(PRESETS), "model": load_model(args).info(),
+        "presets": list(PRESETS), "model": _published(Path(args.model)) if _is_published(args.model) else load_model(args).info(),
     }  # fmt: skip
     if args.json:
         print(json.dumps(details, indent=2))
@@ -223,6 +224,25 @@ def _info(args: argparse.Namespace) -> int:
         for line in _lines(key, value):
             print(line)
     return 0
+
+
+def _is_published(model: str | None) -> bool:
+    """Whether a folder holds a checkpoint of another kind than pocket."""
+    from vlm.checkpoints.load import read_json
+
+    return model is not None and read_json(Path(model) / "config.json", required=False).get("model_type", "pocket") != "pocket"
+
+
+def _published(folder: Path) -> dict[str, Any]:
+    """What the headers of a published checkpoint say; no weight is read."""
+    from vlm.checkpoints.load import inspect
+
+    found = inspect(folder)
+    sizes = [math.prod(shape) for shape in found.shards.shapes.values()]
+    return {
+        "name": folder.name, "family": found.family.name, "tensors": len(sizes), "parameters": sum(sizes), "fits": found.diff.fits,
+        "missing": list(found.diff.missing), "unexpected": list(found.diff.unexpected), "mismatched": list(found.diff.mismatched),
+    }  # fmt: skip
 
 
 def _lines(key: str, value: Any) -> list[str]:

@@ -26,6 +26,13 @@ def quiet(tmp_path_factory):
 
 
 @pytest.fixture
+def exact(monkeypatch):
+    """float32 throughout: in bf16 a batch may round differently from its rows alone."""
+    monkeypatch.setattr("vlm.engine.fast_bf16", lambda *_: False)
+    monkeypatch.setattr("vision.reading.fast_bf16", lambda *_: False)
+
+
+@pytest.fixture
 def picture(tmp_path):
     """Makes small picture files: picture('a.png'), picture('b.jpg', seed=2)."""
 
@@ -37,6 +44,12 @@ def picture(tmp_path):
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of data and reference numbers beside the project; it may be missing."""
+    return SHARED
 
 
 @pytest.fixture(scope="session")

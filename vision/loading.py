@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from vision.errors import ImageError, ImageFormatError, ImageNotFoundError, Imag
 
 #: The formats that are decoded, by content. Everything else is refused, whatever the suffix says.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-#: Largest picture in pixels; compared with the header before anything is decoded.
-MAX_PIXELS = 120_000_000
+#: Largest picture in pixels; compared with the header before anything is decoded. Pillow's own bound, above which it warns.
+MAX_PIXELS = 89_478_485
 #: Suffixes a folder scan takes for images.
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})
 #: Start of a file -> what it is, and what to do with it.
@@ -36,6 +37,8 @@ _MAGIC = (
 #: Brands of ISO media files that hold still pictures.
 _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis"})
 _AGAIN = "fetch or copy it again"
+_ORIENTATION = 0x0112
+_FILTERS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,9 @@ def _decode(stream: IO[bytes], source: str, max_pixels: int) -> LoadedImage:
         what = "a HEIF or AVIF picture, whose decoder is not part of this version" if head[8:12] in _HEIF else "a video or another ISO media file"
         raise ImageFormatError(f"is {what}", source=source, remedy="convert it to JPEG or PNG")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd tags, and of many pixels: our own limit follows
+        # of odd tags, and of many pixels (our own limit follows); the filters are global, hence the lock
+        with _FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             picture = Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError:
         raise ImageFormatError(
@@ -140,15 +144,13 @@ def _finish(picture: Image.Image, source: str, max_pixels: int, first: bool) -> 
     check_size(width, height, max_pixels, source)
     notes: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # the further pictures of a camera's multi-picture JPEG are previews and depth maps, not pages
-            frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
-            if first and frames > 1:
-                picture.seek(0)
-            picture.load()
-            white = 65535 if picture.format == "PPM" else None  # what its decoder scales wide values to
-            rgb = to_rgb(_upright(picture, notes), white)
+        # the further pictures of a camera's multi-picture JPEG are previews and depth maps, not pages
+        frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
+        if first and frames > 1:
+            picture.seek(0)
+        picture.load()
+        white = 65535 if picture.format == "PPM" else None  # what its decoder scales wide values to
+        rgb = to_rgb(_upright(picture, notes), white)
     except Image.DecompressionBombError as error:
         raise _too_large(error, source) from error
     except MemoryError as error:
@@ -175,6 +177,8 @@ def check_size(width: int, height: int, max_pixels: int, source: str) -> None:
 def _upright(picture: Image.Image, notes: list[str]) -> Image.Image:
     """Turned by its EXIF orientation; damaged EXIF data is no reason to lose the picture."""
     try:
+        if picture.getexif().get(_ORIENTATION, 1) == 1:
+            return picture  # exif_transpose would copy it
         return ImageOps.exif_transpose(picture)
     except Exception:  # EXIF parsing fails in many ways on damaged data
         notes.append("its EXIF data is damaged; the picture was taken as it is stored")
@@ -206,29 +210,39 @@ def to_rgb(picture: Image.Image, white: int | None = None) -> Image.Image:
     if picture.mode in ("La", "RGBa"):  # premultiplied
         picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
     if picture.mode in ("RGBA", "LA", "PA") or (transparent is not None and picture.mode in ("1", "L", "P", "RGB")):
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
+        layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        ground = Image.new("RGB", layer.size, (255, 255, 255))
+        ground.paste(layer, mask=layer.getchannel("A"))
+        return ground
+    return picture.convert("RGB")  # a copy in any case
 
 
 def _from_numbers(picture: Image.Image, white: int | None) -> Image.Image:
     """Grey values of 16 or 32 bit, or float."""
     values = np.asarray(picture)
-    transparent = picture.info.get("transparency")
     if picture.mode == "F":
-        values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    top = float(values.max(initial=0))
-    if picture.mode.startswith("I;16"):
-        scale = 255 / 65535
-    elif picture.mode == "F" and top <= 1:
-        scale = 255.0
+        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    scaled: NDArray[Any]
+    top = 65535 if picture.mode.startswith("I;16") else white or _white(values)
+    if top == 65535 and picture.mode != "F":
+        scaled = values >> 8
     else:
-        scale = 255 / (white or next(w for w in (255, 65535, top) if top <= w))
-    grey = np.clip(values * scale + (0.5 if picture.mode == "F" else 0.0), 0, 255).astype(np.uint8)
+        scaled = values.astype(np.float32)
+        scaled *= np.float32(255 / top)
+        if picture.mode == "F":
+            scaled += np.float32(0.5)
+    grey = np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
+    transparent = picture.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = 255
     return Image.fromarray(grey).convert("RGB")
+
+
+def _white(values: NDArray[Any]) -> float:
+    """The value that is meant to be white: 1 (of floats), 255, 65535, or the largest."""
+    top = float(values.max(initial=0))
+    known = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+    return next((w for w in known if top <= w), top)
 
 
 def _from_array(array: NDArray[Any], source: str, max_pixels: int) -> Image.Image:

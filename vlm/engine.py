@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision.adapter import VisualBatch
 from vision.reading import Reading, fast_bf16, read_picture
 from vision.tokens import CHAR, ROW_END, THING, VisualTokens
+from vlm.backbone.packed import PackedPrefix, bounds_of
+from vlm.backbone.slots import SlotTable, join
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Prediction
-from vlm.backbone.slots import SlotTable, join
-from vlm.families.pocket import PocketModel, Prefix, Slots, Words
+from vlm.families.pocket import PackedMemory, PackedPocket, PocketModel, Prefix, Slots, Words
 from vlm.processor.prompt import Prompt, check_context
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.words import prompt_words
 from vlm.results import Box
-from vlm.structure.scaffold import Scaffold
 
 
 @dataclass(frozen=True)
@@ -40,40 +40,70 @@ class Places:
         return (min(b[0] for b in found), min(b[1] for b in found), max(b[2] for b in found), max(b[3] for b in found))
 
 
+#: Places up to which the pads of a slot always stay on the canvas: training has seen slots this short with any value.
+SHORT_SLOT = 12
+
+
 class PocketDenoiser:
-    """A pocket model behind encoded prompts."""
+    """A pocket model behind encoded prompts.
+
+    A canvas is run without its padding (:class:`vlm.families.pocket.PackedPocket`), the last block only at the cells that
+    are asked, and without the known pads at the ends of long slots: what remains is the canvas of a schema with smaller
+    budgets, which is what training drew.
+    """
 
     def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable) -> None:
-        self.model, self.prefix, self.places, self.table = model, prefix, places, table
+        self.prefix, self.places, self.table = prefix, places, table
+        self.packed = PackedPocket(model)
         self.vocab_size = model.config.backbone.vocab_size
+        lengths = prefix.lengths.tolist()
+
+        def flat(layers: list[Tensor]) -> list[Tensor]:
+            return [torch.cat([t[row, :, :n] for row, n in enumerate(lengths)], dim=1) for t in layers]  # [Hkv, T, Dh]
+
+        cache = prefix.cache
+        hidden = torch.cat([cache.hidden[row, :n] for row, n in enumerate(lengths)])
+        self.behind = PackedMemory(PackedPrefix(flat(cache.keys), flat(cache.values), hidden, bounds_of(lengths)), prefix.memory, lengths)
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, cells: Tensor) -> Prediction:
         """Logits and copy sources of the asked cells; rows without a cell are not computed."""
-        busy = cells.any(dim=1)
-        everything = bool(busy.all())
-        rows = busy.nonzero(as_tuple=True)[0]
+        kept = canvas.valid & cells.any(dim=1, keepdim=True) & ~spare_pads(canvas)
+        counts = kept.sum(dim=1)
+        rows = counts.nonzero(as_tuple=True)[0].tolist()
         slots = Slots.of(canvas.slot_index, self.table)
-        prefix, slots = (self.prefix, slots) if everything else (self.prefix.select(rows), slots.select(rows))
-        ids, valid, asked = (t if everything else t[rows] for t in (canvas.ids, canvas.valid, cells))
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16() and ids.shape[0] * ids.shape[1] > 64):
-            hidden, pointing = self.model.canvas(ids, valid, slots, prefix)
-            logits = self.model.cell_logits(hidden[asked], pointing.copied[asked])
-        attention = torch.softmax(pointing.scores[asked], dim=-1)
-        weight, source = attention.max(dim=-1)
-        nowhere = source == attention.shape[-1] - 1
+        slots = replace(slots, index=slots.index[kept], slot=slots.slot[kept])
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(canvas.ids.device)):
+            logits, scores = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
+        weight, source = torch.softmax(scores, dim=-1).max(dim=-1)
+        nowhere = source == scores.shape[-1] - 1
         return Prediction(logits.float(), torch.where(nowhere, -1, source), weight)
+
+
+def spare_pads(canvas: Canvas) -> Tensor:
+    """[B, L] known pads beyond place SHORT_SLOT of a slot that follow another known pad; none on canvases of free text."""
+    pad = (canvas.ids == canvas.pad_id) & ~canvas.masked
+    after = torch.zeros_like(pad)
+    after[:, 1:] = pad[:, :-1]  # in the same slot: the first place of a slot is never spare
+    has_literals = ((canvas.slot_index == 0) & canvas.valid).any(dim=1, keepdim=True)
+    return pad & after & (canvas.slot_index > SHORT_SLOT) & has_literals
 
 
 class PocketEngine:
     """Encodes pictures and prompts for a :class:`PocketModel`.
 
     Args:
-        model: in evaluation mode. tokenizer: pocket's.
+        model: taken over: put into evaluation mode, and where bf16 is the faster precision the matrices of its
+            backbone are held in bf16 for good. Autocast would round them at every call, with the same result.
+        tokenizer: pocket's.
     """
 
     def __init__(self, model: PocketModel, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
+        if fast_bf16():
+            for module in model.backbone.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
         self.colon = model.config.reader.alphabet.index(":") + 1
 
     @property
@@ -87,14 +117,14 @@ class PocketEngine:
 
     @torch.inference_mode()
     def denoiser(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int, scaffold: Scaffold | None = None
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int, table: SlotTable | None = None
     ) -> PocketDenoiser:
         """Encode prompts with their pictures.
 
         Args:
             prompts: B prompts; pictures: the readings of each prompt's images, in order.
-            answer_cells: length of the longest canvas, for the context check.
-            scaffold: of all canvases; None for free text.
+            answer_cells: length of the canvases.
+            table: what their cells know of their slots; None: free text.
 
         Raises:
             ContextLengthError: a prompt does not fit.
@@ -119,16 +149,16 @@ class PocketEngine:
             valid[i, : layout.length] = True
             for span in layout.spans:
                 media[i, span.start : span.start + span.length] = True
+        rows, word = prompt_words([layout.ids for layout in layouts], self.tokenizer, width)
+        words = Words(torch.from_numpy(rows), torch.from_numpy(word))
         visual = None
         if any(len(t) for t in tokens):
             visual = VisualBatch.collate(tokens, [None] * len(tokens), self.model.config.reader.width)
             for i, feature in enumerate(features):
                 visual.features[i, : len(feature)] = feature
-        rows, word = prompt_words([layout.ids for layout in layouts], self.tokenizer, width)
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
-            prefix = self.model.prefix(ids, valid, media, Words(torch.from_numpy(rows), torch.from_numpy(word)), visual)
-        table = SlotTable.none(answer_cells) if scaffold is None else SlotTable.of(scaffold)
-        return PocketDenoiser(self.model, prefix, places, join([table] * len(prompts), answer_cells))
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(ids.device)):
+            prefix = self.model.prefix(ids, valid, media, words, visual)
+        return PocketDenoiser(self.model, prefix, places, join([table or SlotTable.none(answer_cells)] * len(prompts), answer_cells))
 
 
 def _places(length: int, spans: Sequence[Any], kept: Sequence[VisualTokens]) -> Places:

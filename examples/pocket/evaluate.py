@@ -26,7 +26,7 @@ import torch
 
 from examples.pocket import evaluate_packs as packs
 from examples.pocket import evaluate_rendered as rendered
-from examples.pocket.evaluation import Bench, Figure, as_table
+from examples.pocket.evaluation import Bench, Figure, as_table, processor
 from vlm.checkpoint import POCKET
 from vlm.model import DiffusionVLM
 
@@ -75,18 +75,10 @@ def about(bench: Bench, model: Path, argv: list[str], seconds: float) -> dict[st
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions,
         "model": {"sha256": weights, **bench.model.info()},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]},
         "settings": {"split": bench.split, "limit": bench.limit, "seed": bench.seed},
         "seconds": round(seconds, 1),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(argv: list[str] | None = None) -> int:

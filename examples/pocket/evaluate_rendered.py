@@ -56,7 +56,7 @@ def documents(bench: Bench) -> list[Figure]:
         share("boxes", "IoU >= 0.5", total.boxed, total.boxes, floor=0.80, aim=0.98, seconds=seconds, note="union of the copied cells against the rendered box, present fields, right or wrong"),
         share("documents", "whole answers right", total.perfect, total.pages),
         share("documents", "arrays with the right number of rows", total.rows, total.arrays),
-        Figure("documents", "ms an answer, reading left out", ms / max(pages, 1), pages, unit="ms"),
+        Figure("documents", "ms an answer", ms / max(pages, 1), pages, unit="ms"),
         Figure("documents", "forwards an answer", forwards / max(pages, 1), pages, unit=""),
         Figure("documents", "cells a forward", tokens / max(forwards, 1), pages, unit=""),
     ]  # fmt: skip

@@ -75,7 +75,7 @@ def document_cases(index: int, seed: int = 0) -> list[Case]:
     queries = [ask_all(sample.facts, rng)] if sample.facts else []
     queries += [q for q in sample.queries if _is_array(q)][:1]
     image = render(sample, rng, float(rng.choice(HARDNESS)))
-    return [_case(f"{kind}_rows" if _is_array(q) else kind, image, q) for q in queries]
+    return [case_of(f"{kind}_rows" if _is_array(q) else kind, image, q) for q in queries]
 
 
 def _is_array(query: Query) -> bool:
@@ -83,7 +83,7 @@ def _is_array(query: Query) -> bool:
     return any("items" in p for p in query.schema["properties"].values())
 
 
-def _case(kind: str, image: NDArray[np.uint8], query: Query) -> Case:
+def case_of(kind: str, image: NDArray[np.uint8], query: Query) -> Case:
     """Boxes are taken after rendering: the glyphs moved with the page."""
     truth: dict[str, Any] = {}
     boxes: dict[str, Box] = {}

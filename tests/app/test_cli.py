@@ -80,7 +80,7 @@ def test_folder_keeps_every_file(vlm, picture, schema, tmp_path):
             jsonschema.validate(row["data"], SCHEMA)
 
 
-def test_batches_equal_singles(vlm, picture, tmp_path):
+def test_batches_equal_singles(vlm, picture, tmp_path, exact):
     for index in range(3):
         picture(f"in/{index}.png", seed=index, size=(48 + 16 * index, 40))
     together = rows_of(vlm("ask", tmp_path / "in", "-q", "who?", "--max-new-tokens", 6, "--json")[1])
@@ -147,6 +147,15 @@ def test_info(vlm):
     assert code == 0 and "model.parameters.total" in out
     details = json.loads(vlm("info", "--json")[1])
     assert details["model"]["family"] == "pocket" and "dimple" in details["presets"]
+
+
+def test_info_of_a_published_checkpoint(vlm, shared):
+    folder = shared / "parity" / "llada"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("../shared/parity/llada is not here")
+    code, out, _ = vlm("info", "--json", model=folder)
+    details = json.loads(out)["model"]
+    assert code == 0 and details["family"] == "llada" and details["fits"] and details["parameters"] > 0 and not details["missing"]
 
 
 def test_bench(vlm, picture, schema):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.pocket.evaluation import Bench, Figure, Validity, as_table, share
 from examples.pocket.evaluate_packs import _strict
 from examples.pocket.evaluate_rendered import ODD_SCHEMAS, DocumentScore
+from examples.pocket.evaluation import Bench, Figure, Validity, as_table, share
 from examples.pocket.held_out import LAYOUTS, Case
 from vlm.results import FieldInfo, Item, Result
 

@@ -64,12 +64,12 @@ class Attention(nn.Module):
         width = self.config.width_per_head
         asking = rope
         if rows is None:
-            parts = torch.split(self.qkv(x), self.sizes, dim=-1)
+            parts = torch.split(self.qkv(x), list(self.sizes), dim=-1)
         else:
             first, weight, bias = self.sizes[0], self.qkv.weight, self.qkv.bias
             asking = (rope[0][:, :, rows], rope[1][:, :, rows])
             rest = F.linear(x, weight[first:], None if bias is None else bias[first:])
-            parts = (F.linear(x[:, rows], weight[:first], None if bias is None else bias[:first]), *rest.split(self.sizes[1:], dim=-1))
+            parts = (F.linear(x[:, rows], weight[:first], None if bias is None else bias[:first]), *torch.split(rest, list(self.sizes[1:]), dim=-1))
         q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in parts)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
