@@ -22,7 +22,7 @@ from vlm.training.trainer import Trainer, move
 
 Batch = dict[str, Tensor]
 #: What an empty cell counts beside one with a character, and beside one with a thing.
-EMPTY_CHAR, EMPTY_THING = 0.1, 0.02
+EMPTY_CHAR, EMPTY_THING = 0.4, 0.2
 
 
 class ShardBatches:
