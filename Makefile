@@ -14,7 +14,7 @@ help:
 	@echo "make demo    set up, then caption, ask, extract, ground and read the pictures in examples/inputs"
 	@echo "make test    set up, then ruff, mypy and pytest"
 	@echo "make lint    ruff and mypy only"
-	@echo "make parity  the tests against numbers of the reference implementations (needs ../shared)"
+	@echo "make parity  compare with numbers of the reference implementations, a line per case (needs ../shared)"
 	@echo "make clean   remove the environment, caches and out/"
 
 $(BIN)/python:
@@ -44,7 +44,7 @@ test: lint
 	@echo "pytest"; $(BIN)/python -m pytest
 
 parity: $(VENV)/dev.stamp
-	@$(BIN)/python -m pytest -m parity
+	@$(BIN)/python -m tests.parity
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

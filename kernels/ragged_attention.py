@@ -99,10 +99,12 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], past: tuple[
     if past is not None:  # past entries first, then own keys, as one pool to gather from
         k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
     shift = 0 if past is None else past[0].shape[1]
-    queries = [torch.arange(a, b) for (a, b), _, _ in spans]
-    sources = [torch.cat((torch.arange(*old), torch.arange(own[0] + shift, own[1] + shift))) for _, own, old in spans]
-    rows = torch.nn.utils.rnn.pad_sequence(queries, batch_first=True, padding_value=-1).to(q.device)  # [N, L]
-    pool = torch.nn.utils.rnn.pad_sequence(sources, batch_first=True, padding_value=-1).to(q.device)  # [N, S]
+    queries = [torch.arange(a, b, device=q.device) for (a, b), _, _ in spans]
+    sources = [
+        torch.cat((torch.arange(*old, device=q.device), torch.arange(own[0] + shift, own[1] + shift, device=q.device))) for _, own, old in spans
+    ]
+    rows = torch.nn.utils.rnn.pad_sequence(queries, batch_first=True, padding_value=-1)  # [N, L]
+    pool = torch.nn.utils.rnn.pad_sequence(sources, batch_first=True, padding_value=-1)  # [N, S]
     keys, values = (t[:, pool.clamp_min(0)].transpose(0, 1) for t in (k, v))  # [N, H, S, Dh]
     mixed = F.scaled_dot_product_attention(q[:, rows.clamp_min(0)].transpose(0, 1), keys, values, attn_mask=(pool >= 0)[:, None, None])
     return mixed.transpose(0, 1)[:, rows >= 0]  # [H, T, Dh]

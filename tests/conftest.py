@@ -25,6 +25,15 @@ def quiet(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("quiet"), quiet=True)
 
 
+@pytest.fixture(scope="module")
+def exact():
+    """float32 throughout, for models made in this module: in bf16 a batch may round differently from its rows alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlm.engine.fast_bf16", lambda *_: False)
+        patch.setattr("vision.reading.fast_bf16", lambda *_: False)
+        yield
+
+
 @pytest.fixture
 def picture(tmp_path):
     """Makes small picture files: picture('a.png'), picture('b.jpg', seed=2)."""

@@ -17,7 +17,7 @@ def tiny_model(seed: int = 0, *, quiet: bool = False) -> PocketModel:
     reader = ReaderConfig(stem=(4, 8), width=16, stem_blocks=0, blocks=0)
     backbone = BackboneConfig(
         vocab_size=416, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, intermediate_size=48, qk_norm=True, tie_embeddings=True,
-        mask_token_id=1, pad_token_id=0, eos_token_id=3, bos_token_id=2, max_position_embeddings=1024, slot_positions=97, copy_head=CopyHeadConfig(16),
+        mask_token_id=1, pad_token_id=0, eos_token_id=3, bos_token_id=2, max_position_embeddings=1024, slot_positions=97, copy_head=CopyHeadConfig(16, layer=1),
     )  # fmt: skip
     model = PocketModel(PocketConfig(reader, backbone))
     with torch.no_grad():

@@ -8,6 +8,7 @@ entry knows its box in the original picture, so an attention over entries is an 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -217,7 +218,7 @@ def assemble(
     boxes[after] = gap
     counters[after] = index[extra] + np.array([1, 0, 1])
     height = lines.height or 16.0
-    text = {
+    text: dict[str, NDArray[Any]] = {
         "kind": kind, "classes": classes, "probs": probs, "color": np.zeros(total, np.int64), "boxes": boxes,
         "place": place_of(boxes, size, height), "index": _clip(counters), "cells": cells, "score": score,
     }  # fmt: skip

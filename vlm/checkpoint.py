@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm.checkpoints.keymap import Part, Weight, compare
-from vlm.checkpoints.load import check, fill, read_json
+from vlm.checkpoints.load import check, fill, on_meta, read_json
 from vlm.checkpoints.shards import Shards
 from vlm.errors import CheckpointError
 from vlm.families.pocket import PocketConfig, PocketModel
@@ -53,8 +53,7 @@ def load_pocket(path: str | Path | None = None) -> tuple[PocketModel, Tokenizer,
         raise CheckpointError(f"model_type {kind!r} is not supported yet", source=str(folder / "config.json"), remedy="use a pocket checkpoint")
     try:
         config = PocketConfig.from_dict(data)
-        with torch.device("meta"):
-            model = PocketModel(config)
+        model = on_meta(lambda: PocketModel(config))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"does not describe a pocket model ({type(error).__name__}: {error})"
         raise CheckpointError(reason, source=str(folder / "config.json"), remedy="fetch the checkpoint again") from error

@@ -14,6 +14,7 @@ import torch
 from vision.loading import load_image
 from vision.reading import Reading
 from vision.tokens import THING, text_of
+from vlm.backbone.slots import SlotTable
 from vlm.checkpoint import load_pocket
 from vlm.decoding.canvas import MASK, Canvas
 from vlm.decoding.loop import Frame, Recipe, decode
@@ -336,7 +337,7 @@ class DiffusionVLM:
     def _fill(self, prompts: list[Prompt], pictures: list[list[Reading]], scaffold: Scaffold, recipe: tuple[Recipe, int]) -> list[Result]:
         """Fill the slots of a scaffold behind prompts."""
         start = time.perf_counter()
-        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), scaffold)
+        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), SlotTable.of(scaffold))
         special = self.tokenizer.special
         rows = scaffold.to_canvas_rows()
         cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]

@@ -18,9 +18,8 @@ from vlm.backbone.slots import SlotTable
 from vlm.processor.tokenizer import Tokenizer
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
+from vlm.training.losses import NOWHERE, UNKNOWN
 
-#: Pointer targets that are no entry.
-NOWHERE, UNKNOWN = -1, -2
 COLON = CHAR_CLASS[":"]
 _ALIKE = ["O0QDo", "I1l|i!", "S5s$", "B8", "Z2z", "G6C", "gq9", "uvU", "VvYy", "ce", "rn", "mn", "hb", ".,:;", "'`\"", "-_~", "tf", "Kk", "Xx", "Pp", "Ww", "({[", ")}]", "/\\|", "a@o"]
 _TWINS: dict[int, list[int]] = {}

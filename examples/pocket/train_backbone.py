@@ -9,24 +9,22 @@ path draws and degrades every page and reads it with the frozen tower. Resumes f
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import Empty
+from queue import Empty, Full
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from examples.pocket.curriculum import STAGES, draw
-from examples.pocket.lessons import NOWHERE, UNKNOWN, Lesson, LessonMaker, see
+from examples.pocket.lessons import Lesson, LessonMaker, see
+from examples.pocket.options import add_training_options, trainer_config
 from examples.pocket.reading import Reader
 from vision.adapter import VisualBatch
 from vision.tokens import VisualTokens
@@ -34,8 +32,9 @@ from vlm.backbone.slots import join
 from vlm.families.pocket import PackedPocket, PocketModel, Slots, Words
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.words import prompt_words
+from vlm.training.losses import NOWHERE, UNKNOWN, masked_cross_entropy, pad_weights, pointer_loss
 from vlm.training.masking import views
-from vlm.training.optim import EMA, Optimisers, warmup_stable_decay
+from vlm.training.trainer import Trainer
 
 TOKENIZER = Tokenizer.pocket()
 #: Control tokens before the picture and after the text, as the pocket template sets them.
@@ -56,45 +55,85 @@ class Settings:
     max_canvas: int = 288
 
 
-def produce(settings: Settings, queue: Any, number: int) -> None:
-    """Worker: draw samples, read them, make lessons, for ever."""
+class ItemMaker:
+    """Draws samples, reads them and makes lessons; item `n` depends on the seed and `n` only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.lessons = LessonMaker(TOKENIZER)
+        self.reader = Reader.from_checkpoint(Path(settings.reader)) if settings.reader != "none" else None
+
+    def __call__(self, n: int) -> Item:
+        rng = np.random.default_rng((self.settings.seed, n))
+        while True:
+            sample = draw(rng, self.settings.stage)
+            if self.reader is None:
+                tokens, features = see(sample, rng, float(rng.beta(1, 12)) * self.settings.error), None
+            else:
+                tokens, features = self.reader.see(sample, rng)
+            if not len(tokens) or len(tokens) > self.settings.max_tokens:
+                continue
+            lessons = [self.lessons.make(q, tokens, sample.page, rng) for q in sample.queries]
+            lessons = [x for x in lessons if len(x.ids) <= self.settings.max_canvas]
+            if lessons:
+                return tokens, features, lessons
+
+
+def produce(settings: Settings, queue: Any, first: int, stride: int) -> None:
+    """Worker: items first, first + stride, ... until the trainer is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer decides when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and this is how it tells us
+    queue.cancel_join_thread()  # what nobody will read any more need not be flushed
     torch.set_num_threads(1)
     os.nice(5)
-    rng = np.random.default_rng((settings.seed, number))
-    maker = LessonMaker(TOKENIZER)
-    reader = Reader.from_checkpoint(Path(settings.reader)) if settings.reader != "none" else None
-    while True:
-        sample = draw(rng, settings.stage)
-        if reader is None:
-            tokens, features = see(sample, rng, float(rng.beta(1, 12)) * settings.error), None
-        else:
-            tokens, features = reader.see(sample, rng)
-        if not len(tokens) or len(tokens) > settings.max_tokens:
-            continue
-        lessons = [maker.make(q, tokens, sample.page, rng) for q in sample.queries]
-        lessons = [x for x in lessons if len(x.ids) <= settings.max_canvas]
-        if lessons:
-            queue.put((tokens, features, lessons))
+    make, parent, n = ItemMaker(settings), os.getppid(), first
+    while os.getppid() == parent:
+        item = make(n)
+        while os.getppid() == parent:
+            try:
+                queue.put(item, timeout=5)
+                break
+            except Full:
+                continue
+        n += stride
 
 
-def items(settings: Settings, workers: int) -> Iterator[Item]:
-    """Endless items from background workers."""
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue(maxsize=128)
-    started = [context.Process(target=produce, args=(settings, queue, number), daemon=True) for number in range(workers)]
-    for process in started:
-        process.start()
-    while True:
-        try:
-            yield queue.get(timeout=30)
-        except Empty:
-            if not all(process.is_alive() for process in started):
-                raise RuntimeError("a data worker died; its traceback is above") from None
+class Items:
+    """Items by number, made ahead by background workers; without workers, when asked for.
+
+    Args:
+        start: number of the first item; then they come in order.
+    """
+
+    def __init__(self, settings: Settings, workers: int, start: int, method: str = "fork") -> None:
+        self.next, self.start = start, start
+        self.make = ItemMaker(settings) if not workers else None
+        context = multiprocessing.get_context(method)
+        self.queues = [context.Queue(maxsize=max(2, 128 // workers)) for _ in range(workers)]
+        self.workers = [
+            context.Process(target=produce, args=(settings, queue, start + i, workers), daemon=True)  # type: ignore[attr-defined]
+            for i, queue in enumerate(self.queues)
+        ]
+        for worker in self.workers:
+            worker.start()
+
+    def __next__(self) -> Item:
+        n, self.next = self.next, self.next + 1
+        if self.make is not None:
+            return self.make(n)
+        which = (n - self.start) % len(self.queues)
+        while True:
+            try:
+                item: Item = self.queues[which].get(timeout=30)
+                return item
+            except Empty:
+                if not self.workers[which].is_alive():
+                    raise RuntimeError("a data worker died; its traceback is above") from None
 
 
 @dataclass
 class Batch:
-    """Pages and their canvases; ``row[i]`` is the page of canvas i."""
+    """Pages and their canvases; ``row[i]`` is the page of canvas i, ``masks[i]`` [V, L] its views."""
 
     visual: VisualBatch
     prompt: Tensor
@@ -107,11 +146,12 @@ class Batch:
     slots: Slots
     words: Words
     pointer: Tensor
+    masks: Tensor
     tasks: list[str]
 
 
 def collate(pages: list[Item], width: int) -> Batch:
-    """Pad; pages whose lessons have no instruction share one prefix, others get a prefix for each lesson."""
+    """Pad and mask; pages whose lessons have no instruction share one prefix, others get a prefix for each lesson."""
     tokens, features, texts, lessons, row = [], [], [], [], []
     for visual, feature, given in pages:
         groups: dict[tuple[int, ...], list[Lesson]] = {}
@@ -149,160 +189,139 @@ def collate(pages: list[Item], width: int) -> Batch:
     valid = torch.zeros(len(lessons), length, dtype=torch.bool)
     for i, lesson in enumerate(lessons):
         valid[i, : len(lesson.ids)] = True
+    answer = padded("answer", 0, torch.bool)
+    slots = Slots.of(padded("slot_index", 0, torch.long), join([x.slots for x in lessons], length))
     rows, word = prompt_words(written, TOKENIZER, prompt.shape[1])
     return Batch(
-        visual_batch, prompt, prompt_valid, media, torch.tensor(row), padded("ids", 0, torch.long), valid,
-        padded("answer", 0, torch.bool), Slots.of(padded("slot_index", 0, torch.long), join([x.slots for x in lessons], length)),
-        Words(torch.from_numpy(rows), torch.from_numpy(word)), padded("pointer", NOWHERE, torch.long),
-        [x.task for x in lessons],
+        visual_batch, prompt, prompt_valid, media, torch.tensor(row), padded("ids", 0, torch.long), valid, answer, slots,
+        Words(torch.from_numpy(rows), torch.from_numpy(word)), padded("pointer", NOWHERE, torch.long), views(answer), [x.task for x in lessons],
     )  # fmt: skip
 
 
-def lesson_loss(model: PackedPocket, batch: Batch, masks: Tensor, pad_weight: float = 0.3) -> tuple[Tensor, dict[str, float]]:
+class LessonObjective:
     """Cross-entropy at masked cells plus the copy head's pointer loss.
 
     Args:
-        masks: [N, V, L] views of each canvas.
+        model: the model's packed forward. pad_weight: what a cell of filler counts.
     """
-    config = model.model.config.backbone
-    count = masks.shape[1]
-    here = batch.valid.unsqueeze(1).expand_as(masks)  # [N, V, L]
-    asked = masks[here]  # [T]
-    ids = batch.ids.unsqueeze(1).expand_as(masks)[here]
-    behind = model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.words, batch.visual)
-    lengths = batch.valid.sum(1).repeat_interleave(count).tolist()
-    rows = batch.row.repeat_interleave(count).tolist()
-    index, slot = (t.unsqueeze(1).expand_as(masks)[here] for t in (batch.slots.index, batch.slots.slot))
-    slots = Slots(index, slot, batch.slots.keys, batch.slots.kind, batch.slots.item)
-    logits, scores = model.cells(ids.masked_fill(asked, config.mask_token_id), slots, asked, lengths, rows, behind)
-    target, pointer = ids[asked], batch.pointer.unsqueeze(1).expand_as(masks)[masks]
-    each = F.cross_entropy(logits, target, reduction="none")
-    filler = target == config.pad_token_id
-    weight = torch.where(filler, pad_weight, 1.0)
-    text = (each * weight).sum() / weight.sum()
-    known = (pointer != UNKNOWN) & ~filler
-    aim = torch.where(pointer == NOWHERE, scores.shape[-1] - 1, pointer)
-    misses = F.cross_entropy(scores[known], aim[known], reduction="none")
-    copies = pointer[known] >= 0
-    points = (misses * torch.where(copies, 1.0, 0.3)).mean()
-    with torch.no_grad():
-        right = logits.argmax(-1) == target
-        hit = scores[known].argmax(-1) == aim[known]
-        whole = (masks | ~batch.answer.unsqueeze(1)).all(-1, keepdim=True).expand_as(masks)[masks]
-        task = torch.tensor([_TASKS.index(t) for t in batch.tasks])[:, None, None].expand_as(masks)[masks]
-        stats = {"text": float(text), "points": float(points), "canvases": float(len(batch.tasks) * count)}
-        for name, chosen in (("right", ~filler), ("right_all_masked", ~filler & whole)):
-            if chosen.any():
-                stats[name] = float(right[chosen].float().mean())
-        if copies.any():
-            stats["hit"] = float(hit[copies].float().mean())
-        for name in set(batch.tasks):
-            chosen = (task == _TASKS.index(name)) & ~filler & whole
-            if chosen.any():
-                stats[f"all_masked/{name}"] = float(right[chosen].float().mean())
-    return text + points, stats
+
+    def __init__(self, model: PackedPocket, pad_weight: float = 0.3) -> None:
+        self.model, self.pad_weight = model, pad_weight
+        self.pad, self.mask = model.model.config.backbone.pad_token_id, model.model.config.backbone.mask_token_id
+
+    def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Token and pointer of each masked cell [R]; nobody is told where filler comes from."""
+        target, pointer = (t.unsqueeze(1).expand_as(batch.masks)[batch.masks] for t in (batch.ids, batch.pointer))
+        return target, pointer.masked_fill(target == self.pad, UNKNOWN)
+
+    def totals(self, batch: Batch) -> dict[str, float]:
+        """Weights of the masked cells, and how many have a known source."""
+        target, pointer = self.targets(batch)
+        return {"text": float(pad_weights(target, self.pad, self.pad_weight).sum()), "points": float((pointer != UNKNOWN).sum())}
+
+    def __call__(self, batch: Batch, totals: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
+        """Loss and accuracies of a batch."""
+        masks, count = batch.masks, batch.masks.shape[1]
+        here = batch.valid.unsqueeze(1).expand_as(masks)  # [N, V, L]
+        asked = masks[here]  # [T] every view of every canvas, end to end
+        ids, index, slot = (t.unsqueeze(1).expand_as(masks)[here] for t in (batch.ids, batch.slots.index, batch.slots.slot))
+        slots = replace(batch.slots, index=index, slot=slot)
+        lengths, rows = batch.valid.sum(1).repeat_interleave(count).tolist(), batch.row.repeat_interleave(count).tolist()
+        behind = self.model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.words, batch.visual)
+        logits, scores = self.model.cells(ids.masked_fill(asked, self.mask), slots, asked, lengths, rows, behind)
+        target, pointer = self.targets(batch)
+        text = masked_cross_entropy(logits, target, pad_weights(target, self.pad, self.pad_weight), totals["text"])
+        points = pointer_loss(scores, pointer, total=max(totals["points"], 1.0))
+        stats = {"text": float(text.detach()), "points": float(points.detach()), "canvases": float(len(batch.tasks) * count)}
+        return text + points, {**stats, **self._accuracy(batch, logits, scores, target, pointer)}
+
+    @torch.no_grad()
+    def _accuracy(self, batch: Batch, logits: Tensor, scores: Tensor, target: Tensor, pointer: Tensor) -> dict[str, float]:
+        masks = batch.masks
+        right, solid, copies = logits.argmax(-1) == target, target != self.pad, pointer >= 0
+        whole = (masks | ~batch.answer.unsqueeze(1)).all(-1, keepdim=True).expand_as(masks)[masks]  # all the answer hidden
+        task = torch.tensor([_TASKS.index(t) for t in batch.tasks], device=masks.device)[:, None, None].expand_as(masks)[masks]
+        chosen = {"right": (right, solid), "right_all_masked": (right, solid & whole), "hit": (scores.argmax(-1) == pointer, copies)}
+        chosen |= {f"all_masked/{name}": (right, (task == _TASKS.index(name)) & solid & whole) for name in sorted(set(batch.tasks))}
+        return {name: float(hits[cells].float().mean()) for name, (hits, cells) in chosen.items() if cells.any()}
 
 
 _TASKS = ("extract", "ask", "caption", "read", "ground", "scene")
 
 
-def bucketed(source: Iterator[Item], budget: int, pool: int, rng: np.random.Generator) -> Iterator[list[Item]]:
-    """Groups of pages of like size whose padded prefix and canvas cells stay under `budget`."""
-    waiting: list[Item] = []
-    while True:
-        while len(waiting) < pool:
-            waiting.append(next(source))
-        waiting.sort(key=lambda item: len(item[0]))
-        start = int(rng.integers(len(waiting)))
-        group: list[Item] = []
-        cost = longest = canvas = rows = 0
-        for item in waiting[start:]:
-            longest, canvas = max(longest, len(item[0])), max(canvas, max(len(x.ids) for x in item[2]))
-            rows += len(item[2])
-            cost = (len(group) + 1) * longest + 2 * rows * canvas
-            if group and cost > budget:
+class LessonBatches:
+    """Endless batches: groups of pages of like size whose padded prefix and canvas cells stay under `budget`.
+
+    Args:
+        width: of the tower's features. workers: background processes that make items. pool: items to choose from.
+        method: how workers are started; 'spawn' beside a GPU.
+    """
+
+    def __init__(self, settings: Settings, width: int, *, workers: int, budget: int, pool: int = 48, method: str = "fork") -> None:
+        self.settings, self.width, self.workers, self.budget, self.pool, self.method = settings, width, workers, budget, pool, method
+        self.rng = np.random.default_rng(settings.seed)
+        self.waiting: list[tuple[int, Item]] = []
+        self.next = 0
+        self._items: Items | None = None
+
+    def __next__(self) -> Batch:
+        return collate(self.group(), self.width)
+
+    def group(self) -> list[Item]:
+        """The pages of the next batch."""
+        if self._items is None:
+            self._items = Items(self.settings, self.workers, self.next, self.method)
+        while len(self.waiting) < self.pool:
+            self.waiting.append((self.next, next(self._items)))
+            self.next += 1
+        self.waiting.sort(key=lambda entry: (len(entry[1][0]), entry[0]))
+        start = stop = int(self.rng.integers(len(self.waiting)))
+        longest = canvas = rows = 0
+        for _, (tokens, _, lessons) in self.waiting[start:]:
+            longest, canvas = max(longest, len(tokens)), max(canvas, max(len(x.ids) for x in lessons))
+            rows += len(lessons)
+            if stop > start and (stop - start + 1) * longest + 2 * rows * canvas > self.budget:
                 break
-            group.append(item)
-        chosen = {id(g) for g in group}
-        waiting = [w for w in waiting if id(w) not in chosen]
-        yield group
+            stop += 1
+        chosen = [item for _, item in self.waiting[start:stop]]
+        del self.waiting[start:stop]
+        return chosen
 
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers of the items at hand and to come, and the choice's random state."""
+        return {"next": self.next, "waiting": [n for n, _ in self.waiting], "random": self.rng.bit_generator.state}
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write the checkpoint whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    torch.save(state, partial)
-    partial.rename(path)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there; items at hand are made again from their numbers."""
+        make = ItemMaker(self.settings)
+        self.next, self.waiting, self._items = state["next"], [(n, make(n)) for n in state["waiting"]], None
+        self.rng.bit_generator.state = state["random"]
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_training_options(parser, minutes=30, adam_lr=2e-3, threads=1)
     parser.add_argument("--reader", default="none")
     parser.add_argument("--stage", default="full", choices=list(STAGES))
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--cells", type=int, default=6000, help="prefix and canvas cells a step")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cells", type=int, default=6000, help="prefix and canvas cells a batch")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--adam-lr", type=float, default=2e-3)
-    parser.add_argument("--ema", type=float, default=0.995)
-    parser.add_argument("--decay", type=float, default=0.3)
     parser.add_argument("--error", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--no-compile", action="store_true", help="slower by a third to a half, starts at once")
+    parser.add_argument("--no-compile", action="store_true", help="starts a minute earlier, slower by a tenth")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     model = PocketModel()
     model.tower.requires_grad_(False)
-    step = 0
-    saved: dict[str, Any] = {}
-    if args.out.exists() and not args.fresh:
-        saved = torch.load(args.out, weights_only=True)
-        model.load_state_dict(saved["model"])
-        step = saved["step"]
-    packed = PackedPocket(model, compile=not args.no_compile)
-    optim = Optimisers(model, args.muon_lr, args.adam_lr)
-    trained = torch.nn.ModuleDict({name: part for name, part in model.named_children() if name != "tower"})
-    ema = EMA(trained, args.ema)
-    if saved:
-        optim.load_state_dict(saved["optim"])
-        ema.average = saved["ema"]
-    settings = Settings(args.reader, args.seed + step, args.error, args.stage)
-    log = args.out.with_suffix(".jsonl").open("a")
-    rng = np.random.default_rng(args.seed + step)
-    start = last_save = time.monotonic()
-    seen: dict[str, list[float]] = {}
-    pages = 0
-    bar = tqdm(disable=None)
-    for group in bucketed(items(settings, args.workers), args.cells, 48, rng):
-        done = (time.monotonic() - start) / (args.minutes * 60)
-        if done >= 1:
-            break
-        batch = collate(group, model.config.reader.width)
-        pages += len(group)
-        masks = views(batch.answer)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, stats = lesson_loss(packed, batch, masks)
-        loss.backward()  # type: ignore[no-untyped-call]
-        stats["norm"] = optim.step(warmup_stable_decay(done, decay=args.decay))
-        ema.update(trained)
-        step += 1
-        bar.update()
-        for k, v in stats.items():
-            seen.setdefault(k, []).append(v)
-        if step % 25 == 0:
-            row = {"step": step, "minutes": round(done * args.minutes, 2), "pages": pages, **{k: round(float(np.mean(v)), 4) for k, v in sorted(seen.items())}}
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            seen = {}
-        if time.monotonic() - last_save > 180:
-            save(args.out, {"model": model.state_dict(), "ema": ema.state_dict(), "optim": optim.state_dict(), "step": step})
-            last_save = time.monotonic()
-    save(args.out, {"model": model.state_dict(), "ema": ema.state_dict(), "optim": optim.state_dict(), "step": step})
+    data = LessonBatches(
+        Settings(args.reader, args.seed, args.error, args.stage), model.config.reader.width, workers=args.workers, budget=args.cells,
+        method="fork" if args.device == "cpu" else "spawn",
+    )  # fmt: skip
+    trainer = Trainer(
+        model, LessonObjective(PackedPocket(model, compile=not args.no_compile)), data, trainer_config(args, log_every=25), args.out,
+        averaged=torch.nn.ModuleDict({name: part for name, part in model.named_children() if name != "tower"}), fresh=args.fresh, new_schedule=args.new_schedule,
+    )  # fmt: skip
+    trainer.run()
 
 
 if __name__ == "__main__":

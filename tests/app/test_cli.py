@@ -80,7 +80,7 @@ def test_folder_keeps_every_file(vlm, picture, schema, tmp_path):
             jsonschema.validate(row["data"], SCHEMA)
 
 
-def test_batches_equal_singles(vlm, picture, tmp_path):
+def test_batches_equal_singles(vlm, picture, tmp_path, exact):
     for index in range(3):
         picture(f"in/{index}.png", seed=index, size=(48 + 16 * index, 40))
     together = rows_of(vlm("ask", tmp_path / "in", "-q", "who?", "--max-new-tokens", 6, "--json")[1])

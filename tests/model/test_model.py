@@ -25,6 +25,9 @@ SCHEMA = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("exact")
+
+
 @pytest.fixture(scope="module")
 def model(tiny):
     return DiffusionVLM.from_pretrained(tiny)

@@ -28,6 +28,12 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
+def textured(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colours with some noise, so that resampling has something to do."""
+    small = noise(max(2, width // 7), max(2, height // 7), seed).resize((width, height), Image.Resampling.BILINEAR)
+    return Image.blend(small, noise(width, height, seed + 1), 0.2)
+
+
 def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, kind, **options)

@@ -1,4 +1,4 @@
-"""Preprocessing against transformers' own processors, and the properties that hold for pictures of any size."""
+"""Preprocessing: token counts, packing, views and limits, for pictures of any size."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from tests.vision.pictures import noise
+from tests.vision.pictures import textured as picture
 from vision.errors import ImageFormatError, VisionConfigError
-from vision.preprocess import AnyResolution, NaflexPatches, Normalization, Packing, QwenPatches, Views, naflex_patches, resize, smart_resize
+from vision.preprocess import AnyResolution, Packing, QwenPatches, Views, naflex_patches, resize, smart_resize
 from vision.preprocess.anyres import best_resolution, pinpoints_of
 from vision.preprocess.patches import naflex_size
 from vision.preprocess.pixels import CLIP
@@ -21,56 +17,6 @@ from vision.preprocess.pixels import CLIP
 LAVIDA = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
 LLADA_V = tuple((384 * i, 384 * j) for i in range(1, 7) for j in range(1, 7))
 SIZES = [(640, 480), (768, 768), (384, 384), (200, 100), (1920, 1080), (1280, 720), (1080, 1920), (1000, 200), (2480, 3508)]
-
-
-def picture(width, height, seed=0):
-    """Smooth colours with some noise, so that resampling has something to do."""
-    small = noise(max(2, width // 7), max(2, height // 7), seed).resize((width, height), Image.Resampling.BILINEAR)
-    return Image.blend(small, noise(width, height, seed + 1), 0.2)
-
-
-@pytest.mark.parametrize("size", [(50, 40), (301, 97), (384, 384), (33, 500)])
-def test_siglip_views(size):
-    image = picture(*size)
-    theirs = SiglipImageProcessorPil(size={"height": 46, "width": 46}, resample=3, image_mean=[0.5] * 3, image_std=[0.5] * 3)(image, return_tensors="pt")
-    ours = AnyResolution(46, aspect="square")(image)
-    assert ours.grid == (0, 0) and ours.size == size
-    torch.testing.assert_close(ours.pixels, theirs["pixel_values"], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(50, 40), (301, 97), (84, 84), (33, 500), (126, 42)])
-def test_any_resolution_views(size):
-    image = picture(*size)
-    points = [(42 * i, 42 * j) for i in range(1, 5) for j in range(1, 5)]
-    processor = LlavaOnevisionImageProcessorPil(
-        size={"height": 42, "width": 42}, image_grid_pinpoints=[[h, w] for w, h in points], resample=3, image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.4, 0.5]
-    )
-    theirs = processor(image, return_tensors="pt")
-    ours = AnyResolution(42, tuple(sorted(points, key=lambda p: (p[1], p[0]))), normalization=Normalization((0.4, 0.5, 0.6), (0.3, 0.4, 0.5)))(image)
-    torch.testing.assert_close(ours.pixels, theirs["pixel_values"][0], rtol=0, atol=1e-6)
-    assert theirs["image_sizes"].tolist() == [[size[1], size[0]]]
-
-
-@pytest.mark.parametrize("size", [(50, 40), (301, 97), (28, 28), (33, 500), (640, 480)])
-@pytest.mark.parametrize("patch", [14, 16])
-def test_qwen_patches(size, patch):
-    images = [picture(*size), picture(90, 70, 5)]
-    processor = Qwen2VLImageProcessorPil(patch_size=patch, min_pixels=56 * 56, max_pixels=200 * 200)
-    theirs = processor(images, return_tensors="pt")
-    mine = QwenPatches(56 * 56, 200 * 200, patch=patch)
-    pixels, grid = mine(images)
-    assert torch.equal(grid, theirs["image_grid_thw"])
-    torch.testing.assert_close(pixels, theirs["pixel_values"], rtol=0, atol=1e-6)
-    assert [mine.count(image.size) for image in images] == (grid.prod(1) // 4).tolist()
-
-
-@pytest.mark.parametrize("size", [(50, 40), (301, 97), (256, 256), (33, 500), (1000, 700), (4000, 3000)])
-def test_naflex_patches(size):
-    image = picture(*size)
-    theirs = Siglip2ImageProcessorPil(patch_size=16, max_num_patches=100)(image, return_tensors="pt")
-    ours = naflex_patches([image], patch=16, max_patches=100)
-    assert isinstance(ours, NaflexPatches) and torch.equal(ours.grid, theirs["spatial_shapes"])
-    torch.testing.assert_close(ours.pixels, theirs["pixel_values"], rtol=0, atol=1e-6)
 
 
 def test_naflex_batches_and_too_narrow_pictures():

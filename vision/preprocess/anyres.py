@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision.errors import VisionConfigError
-from vision.preprocess.pixels import Backend, Filter, Normalization, resize
+from vision.preprocess.pixels import HALF, Backend, Filter, Normalization, resize
 
 #: "anyres": base view and tiles. "pad": one view, padded to a square. "square": one view, squashed.
 Aspect = Literal["anyres", "pad", "square"]
@@ -50,7 +50,7 @@ class AnyResolution:
     side: int
     pinpoints: tuple[tuple[int, int], ...] = ()
     aspect: Aspect = "anyres"
-    normalization: Normalization = Normalization()
+    normalization: Normalization = HALF
     how: Filter = "bicubic"
     backend: Backend = "pil"
 
@@ -67,7 +67,7 @@ class AnyResolution:
         named = config.get("image_aspect_ratio") or "square"
         aspect = aspect_named(str(named))
         points = pinpoints_of(config.get("image_grid_pinpoints"), side) if aspect == "anyres" else ()
-        return cls(side, points, aspect, normalization or Normalization())
+        return cls(side, points, aspect, normalization or HALF)
 
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
         """The best canvas (width, height) for a picture of `size`."""

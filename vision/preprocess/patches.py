@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision.errors import ImageFormatError, VisionConfigError
-from vision.preprocess.pixels import CLIP, Backend, Filter, Normalization, filter_named, resize
+from vision.preprocess.pixels import CLIP, HALF, Backend, Filter, Normalization, filter_named, resize
 
 #: What happens to a picture with a side below one cell: scaled as any other, enlarged first, or refused.
 Small = Literal["scale", "enlarge", "refuse"]
@@ -165,15 +165,14 @@ def naflex_size(size: tuple[int, int], patch: int, max_patches: int) -> tuple[in
 
 
 def naflex_patches(
-    images: Sequence[Image.Image], *, patch: int = 16, max_patches: int = 256, normalization: Normalization | None = None,
+    images: Sequence[Image.Image], *, patch: int = 16, max_patches: int = 256, normalization: Normalization = HALF,
     how: Filter = "bilinear", backend: Backend = "pil",
 ) -> NaflexPatches:  # fmt: skip
     """Resize, normalise and cut RGB pictures; numbers of a patch as (y, x, channel), all pictures padded to `max_patches`."""
-    normalize = normalization or Normalization()
     pixels = torch.zeros(len(images), max_patches, 3 * patch**2)
     grid = torch.zeros(len(images), 2, dtype=torch.long)
     for i, image in enumerate(images):
-        values = normalize(resize(image, naflex_size(image.size, patch, max_patches), how, backend))  # [3,H,W]
+        values = normalization(resize(image, naflex_size(image.size, patch, max_patches), how, backend))  # [3,H,W]
         rows, columns = values.shape[1] // patch, values.shape[2] // patch
         cells = values.view(3, rows, patch, columns, patch).permute(1, 3, 2, 4, 0)
         pixels[i, : rows * columns] = cells.reshape(rows * columns, -1)

@@ -78,5 +78,7 @@ class Normalization:
         return (to_tensor(image).double().mul(1 / 255).float() - mean) / std
 
 
+#: Values in -1..1, as SigLIP has them.
+HALF = Normalization()
 #: The statistics of CLIP, which the Qwen2 towers use.
 CLIP = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

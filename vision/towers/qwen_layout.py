@@ -131,10 +131,11 @@ def plan(grids: Grids, merge: int, window: int | None, device: torch.device) -> 
 
     Frames stay contiguous in window order, so their segments are the same.
     """
-    place = positions(grids, merge)
-    frames = segments(frame_lengths(grids))
-    if window is None:
-        return Plan(place, frames, None, None, None).to(device)
-    order = window_order(grids, merge, window)
-    place = place.view(-1, merge**2, 2)[order.index].view(-1, 2)
-    return Plan(place, frames, segments(order.lengths), order.index, order.index.argsort()).to(device)
+    with torch.inference_mode(False):  # what is kept must also serve a later training step
+        place = positions(grids, merge)
+        frames = segments(frame_lengths(grids))
+        if window is None:
+            return Plan(place, frames, None, None, None).to(device)
+        order = window_order(grids, merge, window)
+        place = place.view(-1, merge**2, 2)[order.index].view(-1, 2)
+        return Plan(place, frames, segments(order.lengths), order.index, order.index.argsort()).to(device)

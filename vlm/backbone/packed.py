@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -39,8 +39,7 @@ class PackedPrefix:
 
 def bounds_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """(first, end) of rows of these lengths laid end to end."""
-    ends = list(accumulate(lengths, initial=0))
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(pairwise(accumulate(lengths, initial=0)))
 
 
 class Packed:

@@ -108,7 +108,8 @@ def backbone_weights(config: BackboneConfig, names: Names, prefix: str = "backbo
         if config.qkv_bias:
             found.append(Weight(f"{block}attention.qkv.bias", (Part(f"{q}.bias", (heads,)), Part(f"{k}.bias", (kv,)), Part(f"{v}.bias", (kv,)))))
         if config.qk_norm:
-            found += [weight(f"{block}attention.{ours}.weight", f"{theirs.format(i=i)}.weight", width) for ours, theirs in (("q_norm", names.q_norm), ("k_norm", names.k_norm))]
+            norms = (("q_norm", names.q_norm), ("k_norm", names.k_norm))
+            found += [weight(f"{block}attention.{ours}.weight", f"{theirs.format(i=i)}.weight", width) for ours, theirs in norms]
         found += [
             weight(f"{block}attention.out.weight", f"{names.out.format(i=i)}.weight", d, heads),
             weight(f"{block}attention_norm.weight", f"{names.attention_norm.format(i=i)}.weight", d),

@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from vlm.backbone.config import BackboneConfig
@@ -21,6 +22,7 @@ from vlm.families.registry import families, find_family
 
 #: Progress is shown from this many bytes on.
 SHOW_FROM = 1 << 30
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -107,12 +109,32 @@ def load(
         CheckpointError: naming file and key, before anything large is allocated.
     """
     found = inspect(path, family=family, vocab_rows=vocab_rows, head_rows=head_rows)
-    with torch.device("meta"):
-        model = found.family.build(found.config)
+    model = on_meta(lambda: found.family.build(found.config))
     check(found.diff, found.shards, found.family.name)
     _check_cover(found, model.state_dict())
     fill(model, found.weights, found.shards, dtype, torch.device(device))
     return Loaded(found.family, found.config, model.eval(), Path(path), found.diff, read_json(Path(path) / "generation_config.json", required=False))
+
+
+class _Bare(TorchFunctionMode):
+    """Random initialisation does nothing: on the meta device it is useless, and its first use imports half a compiler."""
+
+    FILLS = frozenset((Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.random_))
+    MAKERS = frozenset((torch.randn, torch.rand))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func in self.FILLS or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else named["tensor"]
+        if func in self.MAKERS:
+            func = torch.empty
+        return func(*args, **named)
+
+
+def on_meta(build: Callable[[], M]) -> M:
+    """A module whose parameters have shapes and no memory."""
+    with torch.device("meta"), _Bare():
+        return build()
 
 
 def fit_vocabulary(

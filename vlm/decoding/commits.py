@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Step
+from vlm.decoding.quotas import check_times
 from vlm.errors import OptionError
 
 
@@ -31,6 +32,10 @@ class TopK:
     """
 
     alg_temp: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.alg_temp < 0:
+            raise OptionError(f"alg_temp is {self.alg_temp}", remedy="use 0 (the surest) or more")
 
     def start(self, canvas: Canvas) -> TopK:
         """No state."""
@@ -136,6 +141,9 @@ class Bernoulli:
     steps: int
     eps: float = 1e-3
     _done: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        check_times(self.steps, self.eps)
 
     def start(self, canvas: Canvas) -> Bernoulli:
         """A copy at step 0."""

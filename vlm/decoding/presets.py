@@ -91,7 +91,9 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "lavida": _llada,
     "dream": _dream,
     "threshold": lambda o: {"window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(o["threshold"])},
-    "factor": lambda o: {"window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Factor(o["factor"], o["reference_quirks"])},
+    "factor": lambda o: {
+        "window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Factor(o["factor"], o["reference_quirks"]),
+    },
     "dimple": lambda o: {"scorer": ConfidenceScorer(o["score"]), "quota": DimpleQuota(o["steps"], o["eps"]), "commit": ThresholdElseQuota(o["gamma"], o["steps"])},
     "one-by-one": lambda o: {"scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(float("inf"))},
 }

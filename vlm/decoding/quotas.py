@@ -16,6 +16,14 @@ from vlm.decoding.contracts import Step
 from vlm.errors import OptionError
 
 
+def check_times(steps: int, eps: float = 1e-3) -> None:
+    """OptionError unless there is at least one step and the last time lies in [0, 1)."""
+    if steps < 1:
+        raise OptionError(f"steps is {steps}", remedy="use 1 or more")
+    if not 0 <= eps < 1:
+        raise OptionError(f"eps is {eps}", remedy="use a number in [0, 1)")
+
+
 #: Curves of :func:`shaped_table`.
 SHAPES = ("shift", "cosine", "linear", "logit_normal")
 
@@ -70,7 +78,7 @@ def dream_count(masked: int, step: int, steps: int, eps: float = 1e-3) -> int:
 
 def dream_table(masked: int, steps: int, eps: float = 1e-3) -> list[int]:
     """:func:`dream_count` of every step of a run."""
-    counts = []
+    counts: list[int] = []
     for step in range(steps):
         counts.append(dream_count(masked - sum(counts), step, steps, eps))
     return counts
@@ -92,8 +100,7 @@ class TableQuota:
     _table: list[list[int]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise OptionError(f"steps is {self.steps}", remedy="use 1 or more")
+        check_times(self.steps)
         if self.shape != "even" and self.shape not in SHAPES:
             raise OptionError(f"unknown schedule {self.shape!r}", remedy=f"use 'even' or one of {', '.join(SHAPES)}")
 
@@ -130,6 +137,9 @@ class DreamQuota:
     steps: int
     eps: float = 1e-3
     _done: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        check_times(self.steps, self.eps)
 
     def start(self, canvas: Canvas) -> DreamQuota:
         """A copy at step 0."""
@@ -178,6 +188,9 @@ class DimpleQuota:
     eps: float = 1e-3
     _done: int = field(default=0, repr=False)
     _cells: list[int] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        check_times(1 if self.steps is None else self.steps, self.eps)
 
     def start(self, canvas: Canvas) -> DimpleQuota:
         """A copy at step 0 that knows how many cells each row began with."""

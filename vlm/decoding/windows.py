@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm.decoding.canvas import Canvas
+from vlm.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class BlockWindow:
     """
 
     length: int = 32
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise OptionError(f"block_length is {self.length}", remedy="use 1 or more, or None for one block")
 
     def start(self, canvas: Canvas) -> BlockWindow:
         """No state: the block follows from the canvas."""

@@ -43,7 +43,9 @@ def _weights(config: ModelConfig) -> list[Weight]:
     return backbone_weights(config.backbone, llama_names())
 
 
-def chatml_template(name: str, *, system: str | None = "You are a helpful assistant.", media_token: str = "<|image_pad|>", image: Frame | None = None) -> Template:
+def chatml_template(
+    name: str, *, system: str | None = "You are a helpful assistant.", media_token: str = "<|image_pad|>", image: Frame | None = None
+) -> Template:
     """The ChatML format of the Qwen tokenizers.
 
     Args:

@@ -265,19 +265,20 @@ class PackedPocket:
         embeds = model.embed_canvas(ids, slots)
         if table is not None:
             embeds = embeds + table(slots.index.clamp_max(table.num_embeddings - 1))
-        positions = torch.cat([torch.arange(behind.lengths[r], behind.lengths[r] + n) for n, r in zip(lengths, row, strict=True)])
-        counts = [int(part.sum()) for part in asked.cpu().split(list(lengths))]
+        device = ids.device
+        positions = torch.cat([torch.arange(behind.lengths[r], behind.lengths[r] + n, device=device) for n, r in zip(lengths, row, strict=True)])
+        counts = [int(part.sum()) for part in torch.split(asked.cpu(), list(lengths))]
         pointed: list[Pointing] = []
         inside = (slots.index > 0).nonzero(as_tuple=True)[0]
-        row_of = torch.repeat_interleave(torch.tensor(row), torch.tensor(list(lengths)))[inside.cpu()]
+        row_of = torch.repeat_interleave(torch.tensor(row, device=device), torch.tensor(list(lengths), device=device))[inside]
         per_row = torch.bincount(row_of, minlength=len(behind.lengths)).tolist()
 
         def point(done: int, states: Tensor) -> Tensor:
             if done != model.head_layer:
                 return states
             more = []
-            places = (slots.index[inside] - 1).split(per_row)
-            for r, (part, place) in enumerate(zip(states[inside].split(per_row), places, strict=True)):
+            places = torch.split(slots.index[inside] - 1, per_row)
+            for r, (part, place) in enumerate(zip(torch.split(states[inside], per_row), places, strict=True)):
                 if len(part):
                     pointing, seen = model.point(part, place, behind.memory, r)
                     pointed.append(pointing)
@@ -285,7 +286,10 @@ class PackedPocket:
             return states.index_add(0, inside, torch.cat(more).to(states.dtype))
 
         where = asked.nonzero(as_tuple=True)[0]
-        hidden = self.packed.forward(embeds, positions.to(ids.device), lengths, behind.prefix, row, where, counts, point)  # [R, D]
+        if model.head_layer < model.config.backbone.num_layers:
+            hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, where, counts, point)  # [R, D]
+        else:  # all cells of slots point after the last block: it cannot be cut short
+            hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, between=point)[where]
         wanted = asked[inside]
         copied = torch.cat([p.copied for p in pointed])[wanted]
         return model.cell_logits(hidden, copied), torch.cat([p.scores for p in pointed])[wanted]

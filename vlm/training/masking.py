@@ -7,8 +7,41 @@ picture is encoded once for both.
 
 from __future__ import annotations
 
+import math
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
+
+from vlm.errors import ConfigError
+
+RatioPolicy = Literal["uniform", "logit_normal", "mode"]
+
+
+def sample_ratio(
+    count: int, policy: RatioPolicy = "uniform", *, mean: float = 0.0, std: float = 1.0, scale: float = 1.29, floor: float = 1e-3,
+    generator: torch.Generator | None = None, device: torch.device | str = "cpu",
+) -> Tensor:  # fmt: skip
+    """[count] masking ratios t in floor..1.
+
+    Args:
+        policy: uniform (LLaDA, arXiv:2502.09992), logit_normal with `mean` and `std`, or mode with `scale`
+            (the two of arXiv:2403.03206, section 3.1, which LaViDa offers).
+        floor: smallest ratio; t becomes (1 - floor) t + floor, so that 1/t stays finite.
+    """
+    if policy not in get_args(RatioPolicy):
+        raise ConfigError(f"unknown ratio policy {policy!r}", remedy=f"use one of {', '.join(get_args(RatioPolicy))}")
+    u = torch.rand(count, generator=generator, device=device)
+    if policy == "logit_normal":
+        u = torch.sigmoid(mean + std * torch.randn(count, generator=generator, device=device))
+    elif policy == "mode":
+        u = (1 - u - scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)).clamp(0, 1)
+    return (1 - floor) * u + floor
+
+
+def bernoulli_mask(answer: Tensor, ratio: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """LLaDA's noise: each answer cell [B, L] is masked by itself with the chance `ratio` [B]."""
+    return (torch.rand(answer.shape, generator=generator, device=answer.device) < ratio.unsqueeze(-1)) & answer
 
 
 def complementary_pair(answer: Tensor, ratio: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

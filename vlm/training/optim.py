@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm.errors import CheckpointError
+
 
 def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
     """Nearest semi-orthogonal matrix by the quintic Newton-Schulz iteration of Muon (Jordan et al., 2024).
@@ -160,3 +162,11 @@ class EMA:
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights, loadable into the model."""
         return self.average
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`state_dict`; keeps the device."""
+        if state.keys() != self.average.keys():
+            odd = sorted(state.keys() ^ self.average.keys())
+            raise CheckpointError(f"the average does not fit the model: {', '.join(odd[:3])}", remedy="train with the model it was written by")
+        for name, value in state.items():
+            self.average[name].copy_(value)
