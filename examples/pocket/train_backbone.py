@@ -51,6 +51,7 @@ class Settings:
     seed: int
     error: float
     stage: str = "full"
+    features: bool = False
     max_tokens: int = 640
     max_canvas: int = 288
 
@@ -71,6 +72,7 @@ class ItemMaker:
                 tokens, features = see(sample, rng, float(rng.beta(1, 12)) * self.settings.error), None
             else:
                 tokens, features = self.reader.see(sample, rng)
+                features = features if self.settings.features else None
             if not len(tokens) or len(tokens) > self.settings.max_tokens:
                 continue
             lessons = [self.lessons.make(q, tokens, sample.page, rng) for q in sample.queries]
@@ -314,6 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_options(parser, minutes=30, adam_lr=2e-3, threads=1)
     parser.add_argument("--reader", default="none")
+    parser.add_argument("--features", action="store_true", help="hand on the tower's features; only for a tower that is not trained further")
     parser.add_argument("--stage", default="full", choices=list(STAGES))
     parser.add_argument("--cells", type=int, default=6000, help="prefix and canvas cells a batch")
     parser.add_argument("--workers", type=int, default=1)
@@ -325,7 +328,7 @@ def main() -> None:
     model = PocketModel()
     model.tower.requires_grad_(False)
     data = LessonBatches(
-        Settings(args.reader, args.seed, args.error, args.stage), model.config.reader.width, workers=args.workers, budget=args.cells,
+        Settings(args.reader, args.seed, args.error, args.stage, args.features), model.config.reader.width, workers=args.workers, budget=args.cells,
         method="fork" if args.device == "cpu" else "spawn",
     )  # fmt: skip
     trainer = Trainer(

@@ -343,7 +343,10 @@ class PackedPocket:
             return states.index_add(0, inside, torch.cat(more).to(states.dtype))
 
         where = asked.nonzero(as_tuple=True)[0]
-        hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, where, counts, point)  # [R, D]
+        if model.head_layer < model.config.backbone.num_layers:
+            hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, where, counts, point)  # [R, D]
+        else:  # all cells of slots point after the last block: it cannot be cut short
+            hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, between=point)[where]
         wanted = asked[inside]
         copied, scores, start = (torch.cat([getattr(p, name) for p in pointed]) for name in ("copied", "scores", "start"))
         return Cells(model.cell_logits(hidden, copied[wanted]), scores[wanted], start[wanted[slots.index[inside] == 1]])
