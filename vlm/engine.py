@@ -75,9 +75,9 @@ class PocketDenoiser:
         slots = Slots(canvas.slot_index[kept], self._slot.expand_as(kept)[kept], self._keys, self._kind, self._item)
         with torch.autocast(canvas.ids.device.type, torch.bfloat16, enabled=self.half):
             found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
-        weight, source = torch.softmax(scores, dim=-1).max(dim=-1)
-        nowhere = source == scores.shape[-1] - 1
-        return Prediction(logits.float(), torch.where(nowhere, -1, source), weight)
+        weight, source = torch.softmax(found.scores, dim=-1).max(dim=-1)
+        nowhere = source == found.scores.shape[-1] - 1
+        return Prediction(found.logits, torch.where(nowhere, -1, source), weight)
 
 
 def spare_pads(canvas: Canvas) -> Tensor:
