@@ -164,7 +164,8 @@ class LessonMaker:
         where = locate(tokens, glyphs)
         instruction = self.tokenizer.encode(query.instruction)
         if query.schema is None:
-            return self._free(query, instruction, where, tokens)
+            spare = 16 * int(rng.integers(0, 2)) if rng is not None else 0
+            return self._free(query, instruction, where, tokens, spare)
         scaffold = self.scaffold(query.schema if rng is None else tightened(query, rng))
         special = self.tokenizer.special
         ids = np.array(scaffold.ids, np.int64)
@@ -190,13 +191,13 @@ class LessonMaker:
             pointer[slot.start : slot.start + len(marks)] = marks
         return Lesson(instruction, ids, slot_of >= 0, slot_index, pointer, query.task, SlotTable.of(scaffold))
 
-    def _free(self, query: Query, instruction: list[int], where: dict[int, int], tokens: VisualTokens) -> Lesson:
+    def _free(self, query: Query, instruction: list[int], where: dict[int, int], tokens: VisualTokens, spare: int) -> Lesson:
         text_ids = self.tokenizer.encode_chars(str(query.answer))
         value = query.values.get("")
         marks = value_pointers(value, where, tokens) if value else [NOWHERE] * len(text_ids)
         if len(marks) != len(text_ids):
             marks = [UNKNOWN] * len(text_ids)
-        budget = -(-(len(text_ids) + 1) // 16) * 16
+        budget = -(-(len(text_ids) + 1) // 16) * 16 + spare
         ids = np.full(budget, self.tokenizer.special["<|pad|>"], np.int64)
         pointer = np.full(budget, NOWHERE, np.int64)
         ids[: len(text_ids)], pointer[: len(marks)] = text_ids, marks

@@ -32,7 +32,7 @@ from vlm.backbone.slots import join
 from vlm.families.pocket import PackedPocket, PocketModel, Slots, Words
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.words import prompt_words
-from vlm.training.losses import NOWHERE, UNKNOWN, masked_cross_entropy, pad_weights, pointer_loss
+from vlm.training.losses import NOWHERE, UNKNOWN, masked_cross_entropy, pointer_loss
 from vlm.training.masking import views
 from vlm.training.trainer import Trainer
 
@@ -52,8 +52,8 @@ class Settings:
     error: float
     stage: str = "full"
     features: bool = False
-    max_tokens: int = 640
-    max_canvas: int = 288
+    max_tokens: int = 800
+    max_canvas: int = 420
 
 
 class ItemMaker:
@@ -216,12 +216,19 @@ class LessonObjective:
         target, pointer = (t.unsqueeze(1).expand_as(batch.masks)[batch.masks] for t in (batch.ids, batch.pointer))
         return target, pointer.masked_fill(target == self.pad, UNKNOWN)
 
+    def weights(self, batch: Batch) -> Tensor:
+        """[R] what each masked cell counts: filler little, but the first behind a value, which says where it ends, in full."""
+        filler = batch.ids == self.pad
+        ends = filler & ~torch.nn.functional.pad(filler[:, :-1], (1, 0))
+        weight = torch.where(filler & ~ends, self.pad_weight, 1.0)
+        return weight.unsqueeze(1).expand_as(batch.masks)[batch.masks]
+
     def totals(self, batch: Batch) -> dict[str, float]:
         """Weights of the masked cells, how many have a known source, and how many slots a known start."""
-        target, pointer = self.targets(batch)
+        _, pointer = self.targets(batch)
         first = batch.slots.index.unsqueeze(1).expand_as(batch.masks)[batch.masks] == 1
         return {
-            "text": float(pad_weights(target, self.pad, self.pad_weight).sum()), "points": float((pointer != UNKNOWN).sum()),
+            "text": float(self.weights(batch).sum()), "points": float((pointer != UNKNOWN).sum()),
             "starts": float((pointer[first] != UNKNOWN).sum()),
         }  # fmt: skip
 
@@ -236,7 +243,7 @@ class LessonObjective:
         behind = self.model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.words, batch.visual)
         found = self.model.cells(ids.masked_fill(asked, self.mask), slots, asked, lengths, rows, behind)
         target, pointer = self.targets(batch)
-        text = masked_cross_entropy(found.logits, target, pad_weights(target, self.pad, self.pad_weight), totals["text"])
+        text = masked_cross_entropy(found.logits, target, self.weights(batch), totals["text"])
         points = pointer_loss(found.scores, pointer, total=max(totals["points"], 1.0))
         begins = pointer[(slots.index == 1)[asked]]
         starts = pointer_loss(found.start, begins, 1.0, total=max(totals["starts"], 1.0))
