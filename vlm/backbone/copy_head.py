@@ -143,7 +143,7 @@ class CopyHead(nn.Module):
     def _start(self, hidden: Tensor, hint: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities [S, P + 1] of where slots start, and the figures [S, EVIDENCE] about them."""
         hint = hint.masked_fill(~valid, 0.0)
-        best = hint.amax(-1) if hint.shape[1] else hint.new_zeros(len(hint))
+        best = hint.amax(-1).clamp_min(0) if hint.shape[1] else hint.new_zeros(len(hint))
         nowhere = self.absent[0] + self.absent[1] * best
         logits = self._logits(self.start_query(hidden), self.gain[1], keys, valid) + torch.cat((hint, nowhere.unsqueeze(1)), dim=1)
         start = torch.log_softmax(logits, dim=-1)

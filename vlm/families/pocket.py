@@ -211,13 +211,14 @@ class PocketModel(nn.Module):
         return self.backbone.embed(ids) + about[slots.slot]
 
     def canvas(self, ids: Tensor, valid: Tensor, slots: Slots, prefix: Prefix) -> tuple[Tensor, Pointing]:
-        """Hidden states [B, L, D] of canvases `ids` [B, L] behind their prefixes, and where their cells point ([B, L, ...])."""
+        """Hidden states [B, L, D] of canvases `ids` [B, L] behind their prefixes, and where their cells point ([B, L, ...];
+        ``start`` at the first cells of slots)."""
         batch, length = ids.shape
         positions = prefix.lengths.unsqueeze(1) + torch.arange(length, device=ids.device)
         entries = prefix.memory.keys.shape[1]
         scores = torch.full((batch, length, entries + 1), float("-inf"), device=ids.device)
         scores[..., -1] = 0.0
-        found = Pointing(scores, torch.zeros(batch, length, self.config.backbone.vocab_size, device=ids.device), scores[:0])
+        found = Pointing(scores, torch.zeros(batch, length, self.config.backbone.vocab_size, device=ids.device), torch.zeros_like(scores))
 
         def point(done: int, states: Tensor) -> Tensor:
             if done != self.head_layer:
@@ -228,6 +229,7 @@ class PocketModel(nn.Module):
                 if len(cells):
                     pointing, more = self.point(states[row, cells], slots.at((row, cells)), prefix.memory, prefix.labels, row)
                     found.scores[row, cells], found.copied[row, cells] = pointing.scores, pointing.copied
+                    found.start[row, cells[slots.index[row, cells] == 1]] = pointing.start
                     states[row, cells] += more.to(states.dtype)
             return states
 
