@@ -39,6 +39,8 @@ from vlm.training.trainer import Trainer
 TOKENIZER = Tokenizer.pocket()
 #: Control tokens before the picture and after the text, as the pocket template sets them.
 FRAME = ([TOKENIZER.special[n] for n in ("<|bos|>", "<|user|>")], [TOKENIZER.special[n] for n in ("<|end|>", "<|assistant|>")])
+#: What a cell of a free answer counts.
+FREE_WEIGHT = 4.0
 #: A page with its lessons: visual tokens, features [F, n] of their cells (or None), canvases.
 Item = tuple[VisualTokens, np.ndarray | None, list[Lesson]]
 
@@ -217,10 +219,12 @@ class LessonObjective:
         return target, pointer.masked_fill(target == self.pad, UNKNOWN)
 
     def weights(self, batch: Batch) -> Tensor:
-        """[R] what each masked cell counts: filler little, but the first behind a value, which says where it ends, in full."""
+        """[R] what each masked cell counts: filler little, but the first behind a value, which says where it ends, in full;
+        free answers, which are short beside documents, more."""
         filler = batch.ids == self.pad
         ends = filler & ~torch.nn.functional.pad(filler[:, :-1], (1, 0))
-        weight = torch.where(filler & ~ends, self.pad_weight, 1.0)
+        free = ~(batch.slots.slot > 0).any(dim=1, keepdim=True)
+        weight = torch.where(filler & ~ends, self.pad_weight, torch.where(free, FREE_WEIGHT, 1.0))
         return weight.unsqueeze(1).expand_as(batch.masks)[batch.masks]
 
     def totals(self, batch: Batch) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from examples.pocket.train_backbone import FRAME, LessonObjective, collate
+from examples.pocket.train_backbone import FRAME, FREE_WEIGHT, LessonObjective, collate
 from kernels.ragged_attention import _padded, ragged_attention, ragged_attention_reference
 from tests.training.support import random_pages, tiny_model
 from vlm.families.pocket import PackedPocket, Words
@@ -38,7 +38,8 @@ def brute_force(model, batch, pad_weight=0.3):
             for cell in mask.nonzero()[:, 0].tolist():
                 target, pointer = int(ids[0, cell]), int(batch.pointer[n, cell])
                 behind_value = cell > 0 and int(ids[0, cell - 1]) != config.pad_token_id
-                weight = pad_weight if target == config.pad_token_id and not behind_value else 1.0
+                solid = 1.0 if bool((slots.slot > 0).any()) else FREE_WEIGHT
+                weight = pad_weight if target == config.pad_token_id and not behind_value else solid
                 total = total - weight * torch.log_softmax(logits[cell], -1)[target]
                 weights += weight
                 if pointer != UNKNOWN and target != config.pad_token_id:
