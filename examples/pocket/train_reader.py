@@ -56,7 +56,7 @@ class ShardBatches:
         rows = np.sort(rng.choice(len(shard["pixels"]), self.size, replace=False))
         return augment({k: torch.from_numpy(v[rows]) for k, v in shard.items()}, rng)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - lives as long as the training
+    @functools.cache  # noqa: B019 - lives as long as the training
     def _share(self, name: str) -> float:
         shard = self._shard(name)
         return len(shard["pixels"]) * (COLOURED if _coloured(shard) else 1.0)
