@@ -99,6 +99,7 @@ class CopyHead(nn.Module):
         self.key = nn.Linear(hidden, config.key_dim, bias=False)
         self.value = nn.Linear(hidden, hidden, bias=False)
         self.crossed = nn.Linear(BREAKS * MOST_BREAKS, hidden, bias=False)
+        self.begun = nn.Linear(hidden, hidden, bias=False)  # of what stands where the slot starts
         self.evidence = nn.Linear(EVIDENCE, hidden)
         self.absent = nn.Parameter(torch.tensor([1.0, -0.7]))  # of 'nowhere' as a start: constant, and slope in the best hint
         self.nowhere = nn.Parameter(torch.randn(config.key_dim) * 0.5)
@@ -113,14 +114,17 @@ class CopyHead(nn.Module):
         key = self.key(hidden)
         return CopyMemory(F.rms_norm(key, key.shape[-1:]), self.value(hidden), valid, tokens, numeric, breaks)
 
-    def point(self, hidden: Tensor, place: Tensor, memory: CopyMemory, row: int, hint: Tensor, number: Tensor) -> tuple[Pointing, Tensor]:
+    def point(
+        self, hidden: Tensor, place: Tensor, memory: CopyMemory, row: int, hint: Tensor, number: Tensor, keyed: Tensor
+    ) -> tuple[Pointing, Tensor]:
         """Point from n cells of slots that stand one after the other, all behind prefix row `row`.
 
         Args:
             hidden: [n, D] states of the cells, slots from first to last cell.
             place: [n] place of each cell in its slot, from 0.
             hint: [S, P] what else is known of where each slot starts, added to its logits; 0 where nothing is.
-            number: [S] slots of numbers.
+            number: [S] slots of numbers. keyed: [S] slots of a schema; free text is not one piece of the page, so its
+                cells point without the prior.
 
         Returns:
             where they point, and what to add to their states [n, D] (without the copied token, which the caller embeds).
@@ -130,13 +134,14 @@ class CopyHead(nn.Module):
         slot = first.long().cumsum(0) - 1
         own = self._logits(self.query(hidden), self.gain[0], keys, valid)  # [n, P+1]
         start, evidence = self._start(hidden[first], hint, keys, valid)
-        scores = own + self.prior * self._moved(start.clamp_min(FLOOR), slot, place, number, memory.numeric[row])
+        scores = own + self.prior * keyed[slot].unsqueeze(1) * self._moved(start.clamp_min(FLOOR), slot, place, number, memory.numeric[row])
         attention = torch.softmax(scores, dim=-1)
         seen = attention[:, :-1].to(memory.values.dtype)
         crossed = _expected(attention, memory.breaks[row]) - _expected(start.exp(), memory.breaks[row])[slot]  # [n, BREAKS]
         steps = torch.arange(MOST_BREAKS, device=crossed.device)
         told = self.crossed((crossed.unsqueeze(-1) - steps).clamp(0, 1).flatten(1).to(seen.dtype))
-        told = told + self.evidence(evidence.to(seen.dtype))[slot]
+        begun = start.exp()[:, :-1].to(seen.dtype) @ memory.values[row]
+        told = told + (self.evidence(evidence.to(seen.dtype)) + self.begun(begun))[slot]
         pointing = Pointing(scores, (seen @ memory.tokens[row].to(seen.dtype)).float(), start)
         return pointing, seen @ memory.values[row] + told
 

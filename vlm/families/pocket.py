@@ -253,7 +253,8 @@ class PocketModel(nn.Module):
         match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.roles, labels.depth)  # [U, H]
         starts = labels.starts[row]
         hint = (match[:, starts] * (starts > 0))[back]
-        pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint, torch.isin(slots.kind[asked], _NUMBERS.to(asked.device)))
+        number = torch.isin(slots.kind[asked], _NUMBERS.to(asked.device))
+        pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint, number, asked > 0)
         return pointing, seen + pointing.copied.to(seen.dtype) @ self.backbone.token_embed.weight.to(seen.dtype)
 
     def cell_logits(self, hidden: Tensor, copied: Tensor) -> Tensor:
