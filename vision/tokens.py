@@ -92,19 +92,22 @@ class Things:
         return cls(np.zeros((0, 4), np.float32), flat, flat, np.zeros(0, np.float32), flat)
 
 
-def detect(output: ReaderOutput, row: int = 0, threshold: float = 0.4, top: int = 4) -> Detections:
+def detect(output: ReaderOutput, row: int = 0, threshold: float = 0.35, sure: float = 0.8, top: int = 4) -> Detections:
     """Characters that picture `row` of the batch holds, one detection each.
 
     Args:
         output: the tower's maps.
         row: which picture of the batch.
-        threshold: least probability of ink.
+        threshold: least probability of ink. sure: what some cell near by (three to each side, one row) must have: paper
+            that looks a little like print everywhere has no such cell, faint letters in a word do.
         top: how many alternatives to keep.
     """
     logits = output.chars[row].float()  # [2, C, h, w]
     width = logits.shape[-1]
     ink = 1 - torch.softmax(logits, dim=1)[:, 0]  # [2, h, w]
-    side, y, x = torch.nonzero(ink > threshold, as_tuple=True)
+    anchors = (ink.amax(0, keepdim=True) > sure).float()
+    near = torch.nn.functional.max_pool2d(anchors, (3, 7), stride=1, padding=(1, 3)) > 0
+    side, y, x = torch.nonzero((ink > threshold) & near, as_tuple=True)
     named = torch.softmax(logits[side, 1:, y, x], dim=-1)  # [N, A]
     probs, classes = named.topk(top, dim=-1)
     dx, dy, lw, lh = output.char_boxes[row].float()[side, :, y, x].unbind(-1)

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision.adapter import VisualBatch
 from vision.reading import Reading, fast_bf16, read_picture
 from vision.tokens import CHAR, ROW_END, THING, VisualTokens
+from vlm.backbone.packed import PackedPrefix, bounds_of
 from vlm.backbone.slots import SlotTable
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser, Prediction
 from vlm.decoding.loop import Recipe
 from vlm.decoding.presets import DEFAULT, preset
 from vlm.errors import OptionError
-from vlm.families.pocket import PocketModel, Prefix, Slots, Words
+from vlm.families.pocket import PackedMemory, PackedPocket, PocketModel, Prefix, Slots, Words
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt, check_context
 from vlm.processor.template import POCKET
@@ -136,41 +137,71 @@ class Places:
         return (min(b[0] for b in found), min(b[1] for b in found), max(b[2] for b in found), max(b[3] for b in found))
 
 
-class PocketDenoiser:
-    """A pocket model behind encoded prompts; all rows fill the slots of `table`."""
+#: Places up to which the pads of a slot always stay on the canvas: training has seen slots this short with any value.
+SHORT_SLOT = 12
 
-    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable) -> None:
-        self.model, self.prefix, self.places = model, prefix, places
-        self.vocab_size = model.config.backbone.vocab_size
+
+class PocketDenoiser:
+    """A pocket model behind encoded prompts; all rows fill the slots of `table`.
+
+    A canvas is run without its padding (:class:`vlm.families.pocket.PackedPocket`), the last block only at the cells that
+    are asked, and without the known pads at the ends of long slots: what remains is the canvas of a schema with smaller
+    budgets, which is what training drew.
+    """
+
+    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable, half: bool) -> None:
+        self.prefix, self.places, self.half = prefix, places, half
         self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
+        self.packed = PackedPocket(model)
+        self.vocab_size = model.config.backbone.vocab_size
+        lengths = prefix.lengths.tolist()
+
+        def flat(layers: list[Tensor]) -> list[Tensor]:
+            return [torch.cat([t[row, :, :n] for row, n in enumerate(lengths)], dim=1) for t in layers]  # [Hkv, T, Dh]
+
+        cache = prefix.cache
+        hidden = torch.cat([cache.hidden[row, :n] for row, n in enumerate(lengths)])
+        self.behind = PackedMemory(PackedPrefix(flat(cache.keys), flat(cache.values), hidden, bounds_of(lengths)), prefix.memory, prefix.labels, lengths)
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, cells: Tensor) -> Prediction:
         """Logits and copy sources of the asked cells; rows without a cell are not computed."""
-        busy = cells.any(dim=1)
-        everything = bool(busy.all())
-        rows = busy.nonzero(as_tuple=True)[0]
-        prefix = self.prefix if everything else self.prefix.select(rows)
-        ids, valid, index, asked = (t if everything else t[rows] for t in (canvas.ids, canvas.valid, canvas.slot_index, cells))
-        slots = Slots(index, self._slot.expand_as(ids), self._keys, self._kind, self._item)
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(ids.device) and ids.shape[1] > 64):  # by length: a batch computes as its rows alone
-            hidden, found = self.model.canvas(ids, valid, slots, prefix)
-            logits = self.model.cell_logits(hidden[asked], found.copied[asked])
-        attention = torch.softmax(found.scores[asked], dim=-1)
-        weight, source = attention.max(dim=-1)
-        nowhere = source == attention.shape[-1] - 1
-        return Prediction(logits.float(), torch.where(nowhere, -1, source), weight)
+        kept = canvas.valid & cells.any(dim=1, keepdim=True) & ~spare_pads(canvas)
+        counts = kept.sum(dim=1)
+        rows = counts.nonzero(as_tuple=True)[0].tolist()
+        slots = Slots(canvas.slot_index[kept], self._slot.expand_as(kept)[kept], self._keys, self._kind, self._item)
+        with torch.autocast(canvas.ids.device.type, torch.bfloat16, enabled=self.half):
+            found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
+        weight, source = torch.softmax(found.scores, dim=-1).max(dim=-1)
+        nowhere = source == found.scores.shape[-1] - 1
+        return Prediction(found.logits, torch.where(nowhere, -1, source), weight)
+
+
+def spare_pads(canvas: Canvas) -> Tensor:
+    """[B, L] known pads beyond place SHORT_SLOT of a slot that follow another known pad; none on canvases of free text."""
+    pad = (canvas.ids == canvas.pad_id) & ~canvas.masked
+    after = torch.zeros_like(pad)
+    after[:, 1:] = pad[:, :-1]  # in the same slot: the first place of a slot is never spare
+    has_literals = ((canvas.slot_index == 0) & canvas.valid).any(dim=1, keepdim=True)
+    return pad & after & (canvas.slot_index > SHORT_SLOT) & has_literals
 
 
 class PocketEngine:
     """Encodes pictures and prompts for a :class:`PocketModel`.
 
     Args:
-        model: in evaluation mode. tokenizer: pocket's.
+        model: taken over: put into evaluation mode, and where bf16 is the faster precision the matrices of its
+            backbone are held in bf16 for good. Autocast would round them at every call, with the same result.
+        tokenizer: pocket's.
     """
 
     def __init__(self, model: PocketModel, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
+        self.half = fast_bf16(next(model.parameters()).device)
+        if self.half:
+            for module in model.backbone.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
         self.colon = model.config.reader.alphabet.index(":") + 1
         self.symbols = Symbols.of(tokenizer)
         self.stop_ids = (tokenizer.special["<|eos|>"],)
@@ -267,9 +298,10 @@ class PocketEngine:
             visual = VisualBatch.collate(tokens, [None] * len(tokens), self.model.config.reader.width)
             for i, feature in enumerate(features):
                 visual.features[i, : len(feature)] = feature
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(ids.device)):
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.half):
             prefix = self.model.prefix(ids, valid, media, words, visual)
-        return PocketDenoiser(self.model, prefix, places, SlotTable.none(answer_cells) if scaffold is None else SlotTable.of(scaffold))
+        table = SlotTable.none(answer_cells) if scaffold is None else SlotTable.of(scaffold)
+        return PocketDenoiser(self.model, prefix, places, table, self.half)
 
 
 def user_turn(text: str) -> list[Message]:

@@ -131,6 +131,20 @@ class Checks:
         if not error <= tolerance:
             self.failures.append(f"{name}: relative error {error:.2e} exceeds {tolerance:.0e}")
 
+    def top1(self, name: str, ours: Tensor, theirs: Tensor, *, margin: float = 0.1) -> None:
+        """Logits in lower precision: the best id must be the expected one wherever that leads clearly.
+
+        Args:
+            margin: what counts as clearly, relative to the largest expected value. The error shown is the share of all
+                cells whose best id differs.
+        """
+        best = theirs.double().topk(2, dim=-1)
+        other = ours.argmax(dim=-1) != best.indices[..., 0]
+        self.errors[name] = float(other.double().mean())
+        clear = best.values[..., 0] - best.values[..., 1] > margin * theirs.abs().max()
+        if bool((other & clear).any()):
+            self.failures.append(f"{name}: {int((other & clear).sum())} clear best ids of {int(clear.sum())} differ")
+
     def equal(self, name: str, ours: Any, theirs: Any) -> None:
         """Ids, masks, counts and strings: exactly."""
         if isinstance(theirs, Tensor):

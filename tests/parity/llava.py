@@ -87,6 +87,9 @@ def check_logits(case: Case, checks: Checks) -> None:
         aligned = denoiser(canvas_of(engine, canvas), everywhere).logits.view(*canvas.shape, -1)
         theirs = shifted(logits) if engine.config.logit_shift else logits
         checks.close(f"denoiser{suffix}", aligned, theirs[:, length:])
+    half = engine_of(case, torch.bfloat16)
+    logits = forward(half, merged(case, half)[2], case.input(steps[-1]))[:, length:]
+    checks.top1("bf16 top-1", logits, case.tensor(f"answer{suffix}"))
 
 
 @torch.no_grad()

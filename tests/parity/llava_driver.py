@@ -21,12 +21,13 @@ from vlm.published import PublishedEngine
 IMAGE = "<image>"  # how the cases spell the place of a picture
 
 
-def engine_of(case: Case) -> PublishedEngine:
+def engine_of(case: Case, dtype: torch.dtype | None = None) -> PublishedEngine:
     """The fixture's checkpoint as the library drives it, embedding and head cut as the reference's builder cuts them."""
     meta = case.fixture.meta
     tower = {"mm_vision_tower": str(case.fixture.folder / "siglip_tower")}  # config.json names one of other sizes
     columns = case.data.get("logit_columns", meta["logit_columns_recorded"])
-    loaded = case.fixture.model(overrides=tower, vocab_rows=max(meta["tokenizer_length"], min(columns, meta["vocab_rows_in_checkpoint"])), head_rows=columns)
+    rows = max(meta["tokenizer_length"], min(columns, meta["vocab_rows_in_checkpoint"]))
+    loaded = case.fixture.model(overrides=tower, vocab_rows=rows, head_rows=columns, dtype=dtype)
     return PublishedEngine(loaded, case.fixture.tokenizer)
 
 

@@ -64,7 +64,7 @@ class Attention(nn.Module):
         width = self.config.width_per_head
         asking = rope
         if rows is None:
-            parts = torch.split(self.qkv(x), self.sizes, dim=-1)
+            parts = torch.split(self.qkv(x), list(self.sizes), dim=-1)
         else:
             first, weight, bias = self.sizes[0], self.qkv.weight, self.qkv.bias
             asking = (rope[0][:, :, rows], rope[1][:, :, rows])

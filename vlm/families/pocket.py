@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from vision.adapter import ReaderAdapter, VisualBatch
 from vision.reader import ReaderConfig, ReaderTower
-from vision.tokens import CHAR, THING
-from vision.words import WordEmbedding
+from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING
+from vision.words import ROLES, WordEmbedding, WordMatch
 from vlm.backbone.cache import PrefixCache
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.copy_head import CopyHead, CopyHeadConfig, CopyMemory, Pointing
 from vlm.backbone.model import DiffusionBackbone
 from vlm.backbone.packed import Packed, PackedPrefix
-from vlm.backbone.slots import SlotEmbedding, SlotTable
+from vlm.backbone.slots import KEY_WORDS, KINDS, SlotEmbedding, SlotTable
 from vlm.errors import ConfigError
+
+#: Characters a number is written with, besides what the schema's automaton leaves out anyway.
+NUMERIC = "0123456789.-"
+_NUMBERS = torch.tensor([KINDS.index("integer"), KINDS.index("number")])
 
 
 def default_backbone() -> BackboneConfig:
@@ -72,9 +76,9 @@ class Slots:
         """From the places in slots and the table of the same canvases."""
         return cls(index, *(torch.from_numpy(a).to(index.device) for a in (table.slot, table.keys, table.kind, table.item)))
 
-    def select(self, rows: Tensor) -> Slots:
-        """The given canvases."""
-        return Slots(self.index[rows], self.slot[rows], self.keys, self.kind, self.item)
+    def at(self, cells: Any) -> Slots:
+        """The given cells or canvases (any index of [B, L])."""
+        return Slots(self.index[cells], self.slot[cells], self.keys, self.kind, self.item)
 
 
 @dataclass
@@ -86,22 +90,47 @@ class Words:
 
 
 @dataclass
+class Labels:
+    """Words of the pages behind prompts, for :class:`vision.words.WordMatch`.
+
+    Attributes:
+        words: [W, D]; roles: [H, ROLES] and depth: [H] of the holders. starts: [B, P] holder whose first entry this is, 0 for none.
+    """
+
+    words: Tensor
+    roles: Tensor
+    depth: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, words: Tensor, roles: Tensor, depth: Tensor, holder: Tensor) -> Labels:
+        """From the holder [B, P] of each entry."""
+        before = torch.nn.functional.pad(holder[:, :-1], (1, 0))
+        return cls(words, roles, depth, holder.masked_fill(holder == before, 0))
+
+    def select(self, rows: Tensor) -> Labels:
+        """The given rows."""
+        return Labels(self.words, self.roles, self.depth, self.starts[rows])
+
+
+@dataclass
 class Prefix:
     """Prompts and pictures of B rows, encoded once.
 
     Attributes:
         cache: keys and values of P prefix entries.
-        memory: what the copy head can point at, over the same P entries.
+        memory: what the copy head can point at, over the same P entries; labels: the words there.
         lengths: [B] valid entries of each row; canvas positions start there.
     """
 
     cache: PrefixCache
     memory: CopyMemory
+    labels: Labels
     lengths: Tensor
 
     def select(self, rows: Tensor) -> Prefix:
         """The given rows."""
-        return Prefix(self.cache.select(rows), self.memory.select(rows), self.lengths[rows])
+        return Prefix(self.cache.select(rows), self.memory.select(rows), self.labels.select(rows), self.lengths[rows])
 
 
 class PocketModel(nn.Module):
@@ -118,6 +147,7 @@ class PocketModel(nn.Module):
         self.words = WordEmbedding(width)
         self.adapter = ReaderAdapter(width, reader.width, 1 + len(reader.things), 1 + len(reader.colors))
         self.slots = SlotEmbedding(width)
+        self.match = WordMatch(KEY_WORDS)
         self.prompt_words = nn.Linear(width, width, bias=False)
         self.backbone = DiffusionBackbone(backbone)
 
@@ -149,11 +179,15 @@ class PocketModel(nn.Module):
         packed = visual.packed() if visual is not None else None
         embeds = self.embed_prompt(ids, words, packed, media)
         tokens = torch.zeros(*ids.shape, self.config.backbone.vocab_size, device=ids.device)
+        kind, holder = torch.full_like(ids, THING), torch.zeros_like(ids)
+        words, roles, depth = embeds.new_zeros(1, embeds.shape[-1]), ids.new_zeros(1, ROLES), ids.new_zeros(1)
         if packed is not None:
-            tokens[media] = self.copyable(packed)
+            tokens[media], kind[media], holder[media] = self.copyable(packed), packed.kind, packed.holder
+            words, roles, depth = self.words(packed.rows), packed.roles, packed.depth
         positions = (valid.long().cumsum(1) - 1).clamp_min(0)
         cache = self.backbone.prefill(embeds, positions, valid)
-        return Prefix(cache, self.head.memory(cache.hidden, media & valid, tokens), valid.sum(1))
+        memory = self.head.memory(cache.hidden, media & valid, tokens, self.numeric(tokens), breaks_before(kind))
+        return Prefix(cache, memory, Labels.of(words, roles, depth, holder), valid.sum(1))
 
     def copyable(self, visual: VisualBatch) -> Tensor:
         """[..., V] characters by their probabilities; a blank between words, segments and rows; nothing on things."""
@@ -165,19 +199,26 @@ class PocketModel(nn.Module):
         tokens[..., first] += (~is_char & (visual.kind != THING)).float()
         return tokens
 
+    def numeric(self, tokens: Tensor) -> Tensor:
+        """[B, P] entries whose likeliest token [B, P, V] is a digit, a point or a minus sign."""
+        first, alphabet = self.config.first_char, self.config.reader.alphabet
+        ids = torch.tensor([first + 1 + alphabet.index(c) for c in NUMERIC if c in alphabet], device=tokens.device)
+        return torch.isin(tokens.argmax(-1), ids)
+
     def embed_canvas(self, ids: Tensor, slots: Slots) -> Tensor:
         """Embeddings [..., D] of canvas cells ids [...]: token, and what a cell knows of its slot."""
         about = self.slots(self.words(slots.keys), slots.kind, slots.item)
         return self.backbone.embed(ids) + about[slots.slot]
 
     def canvas(self, ids: Tensor, valid: Tensor, slots: Slots, prefix: Prefix) -> tuple[Tensor, Pointing]:
-        """Hidden states [B, L, D] of canvases `ids` [B, L] behind their prefixes, and where their cells point ([B, L, ...])."""
+        """Hidden states [B, L, D] of canvases `ids` [B, L] behind their prefixes, and where their cells point ([B, L, ...];
+        ``start`` at the first cells of slots)."""
         batch, length = ids.shape
         positions = prefix.lengths.unsqueeze(1) + torch.arange(length, device=ids.device)
         entries = prefix.memory.keys.shape[1]
         scores = torch.full((batch, length, entries + 1), float("-inf"), device=ids.device)
         scores[..., -1] = 0.0
-        found = Pointing(scores, torch.zeros(batch, length, self.config.backbone.vocab_size, device=ids.device))
+        found = Pointing(scores, torch.zeros(batch, length, self.config.backbone.vocab_size, device=ids.device), torch.zeros_like(scores))
 
         def point(done: int, states: Tensor) -> Tensor:
             if done != self.head_layer:
@@ -186,8 +227,9 @@ class PocketModel(nn.Module):
             for row in range(batch):
                 cells = ((slots.index[row] > 0) & valid[row]).nonzero(as_tuple=True)[0]
                 if len(cells):
-                    pointing, more = self.point(states[row, cells], slots.index[row, cells] - 1, prefix.memory, row)
+                    pointing, more = self.point(states[row, cells], slots.at((row, cells)), prefix.memory, prefix.labels, row)
                     found.scores[row, cells], found.copied[row, cells] = pointing.scores, pointing.copied
+                    found.start[row, cells[slots.index[row, cells] == 1]] = pointing.start
                     states[row, cells] += more.to(states.dtype)
             return states
 
@@ -203,14 +245,41 @@ class PocketModel(nn.Module):
         assert config is not None
         return config.layer
 
-    def point(self, states: Tensor, place: Tensor, memory: CopyMemory, row: int) -> tuple[Pointing, Tensor]:
-        """:meth:`CopyHead.point`, with the copied token's embedding in what is added to the states."""
-        pointing, seen = self.head.point(states, place, memory, row)
+    def point(self, states: Tensor, slots: Slots, memory: CopyMemory, labels: Labels, row: int) -> tuple[Pointing, Tensor]:
+        """:meth:`CopyHead.point` of n cells [n, D], helped by labels that spell the keys of the slots; the copied token's
+        embedding is part of what is added to the states."""
+        asked = slots.slot[slots.index == 1]  # [S]
+        unique, back = asked.unique(return_inverse=True)
+        match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.roles, labels.depth)  # [U, H]
+        starts = labels.starts[row]
+        hint = (match[:, starts] * (starts > 0))[back]
+        number = torch.isin(slots.kind[asked], _NUMBERS.to(asked.device))
+        pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint, number, asked > 0)
         return pointing, seen + pointing.copied.to(seen.dtype) @ self.backbone.token_embed.weight.to(seen.dtype)
 
     def cell_logits(self, hidden: Tensor, copied: Tensor) -> Tensor:
         """Logits [N, V] of N cells from their final states [N, D] and what they would copy [N, V]."""
         return self.backbone.logits(hidden).float() + self.head.bonus(hidden, copied)
+
+
+def breaks_before(kind: Tensor) -> Tensor:
+    """[B, P, BREAKS] float32: blanks, gaps and row ends before each entry, from the kinds of entries [B, P]."""
+    each = torch.stack([kind == k for k in (BLANK, GAP, ROW_END)], dim=-1).float()
+    return each.cumsum(1) - each
+
+
+@dataclass
+class Cells:
+    """Predictions for R asked cells.
+
+    Attributes:
+        logits: [R, V]. scores: [R, K + 1] pointer logits.
+        start: [S, K + 1] log-probability of where the slot starts, for each asked cell that is the first of its slot.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    start: Tensor
 
 
 @dataclass
@@ -219,12 +288,13 @@ class PackedMemory:
 
     Attributes:
         prefix: keys and values.
-        memory: what the copy head can point at: the K visual entries of each row only.
+        memory: what the copy head can point at: the K visual entries of each row only; labels: the words there.
         lengths: entries of each row; canvas positions start there.
     """
 
     prefix: PackedPrefix
     memory: CopyMemory
+    labels: Labels
     lengths: list[int]
 
 
@@ -249,12 +319,14 @@ class PackedPocket:
         prefix = self.packed.prefill(embeds, positions, lengths)
         hidden = prefix.hidden.new_zeros(*visual.valid.shape, prefix.hidden.shape[-1])
         hidden[visual.valid] = prefix.hidden[shown]
-        return PackedMemory(prefix, model.head.memory(hidden, visual.valid, model.copyable(visual)), lengths)
+        tokens = model.copyable(visual)
+        memory = model.head.memory(hidden, visual.valid, tokens, model.numeric(tokens), breaks_before(visual.kind))
+        return PackedMemory(prefix, memory, Labels.of(model.words(visual.rows), visual.roles, visual.depth, visual.holder), lengths)
 
     def cells(
         self, ids: Tensor, slots: Slots, asked: Tensor, lengths: Sequence[int], row: Sequence[int], behind: PackedMemory
-    ) -> tuple[Tensor, Tensor]:
-        """Logits [R, V] and pointer scores [R, K + 1] of the asked cells.
+    ) -> Cells:
+        """Predictions for the asked cells.
 
         Args:
             ids, asked: [T] canvases of the given lengths end to end; `asked` is a mask of R cells, all in slots.
@@ -277,16 +349,19 @@ class PackedPocket:
             if done != model.head_layer:
                 return states
             more = []
-            places = torch.split(slots.index[inside] - 1, per_row)
-            for r, (part, place) in enumerate(zip(torch.split(states[inside], per_row), places, strict=True)):
+            parts = torch.split(inside, per_row)
+            for r, (part, cells) in enumerate(zip(torch.split(states[inside], per_row), parts, strict=True)):
                 if len(part):
-                    pointing, seen = model.point(part, place, behind.memory, r)
+                    pointing, seen = model.point(part, slots.at(cells), behind.memory, behind.labels, r)
                     pointed.append(pointing)
                     more.append(seen)
             return states.index_add(0, inside, torch.cat(more).to(states.dtype))
 
         where = asked.nonzero(as_tuple=True)[0]
-        hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, where, counts, point)  # [R, D]
+        if model.head_layer < model.config.backbone.num_layers:
+            hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, where, counts, point)  # [R, D]
+        else:  # all cells of slots point after the last block: it cannot be cut short
+            hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, between=point)[where]
         wanted = asked[inside]
-        copied = torch.cat([p.copied for p in pointed])[wanted]
-        return model.cell_logits(hidden, copied), torch.cat([p.scores for p in pointed])[wanted]
+        copied, scores, start = (torch.cat([getattr(p, name) for p in pointed]) for name in ("copied", "scores", "start"))
+        return Cells(model.cell_logits(hidden, copied[wanted]), scores[wanted], start[wanted[slots.index[inside] == 1]])

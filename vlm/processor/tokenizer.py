@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.errors import CheckpointError, PromptError
+from vlm.processor.vocabulary import qwen_spec
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 METASPACE = "▁"
@@ -79,9 +80,16 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json (or the folder that holds it); CheckpointError when it is missing or malformed."""
+        """Read a tokenizer.json, or the folder that holds it, or a folder with the vocab.json and merges.txt of a Qwen vocabulary.
+
+        Raises:
+            CheckpointError: missing or malformed.
+        """
         file = Path(path)
-        file = file / "tokenizer.json" if file.is_dir() else file
+        if file.is_dir():
+            if not (file / "tokenizer.json").is_file() and (file / "vocab.json").is_file():
+                return cls(qwen_spec(file), source=str(file / "vocab.json"))
+            file = file / "tokenizer.json"
         try:
             spec = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

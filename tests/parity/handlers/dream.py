@@ -17,6 +17,7 @@ FAMILIES = ("dream",)
 def _logits(case: Case, checks: Checks) -> None:
     backbone, ids = case.fixture.model().model.backbone, case.input("ids")
     checks.close("logits", logits_of(backbone, ids), case.tensor("logits"))
+    checks.top1("bf16 top-1", logits_of(case.fixture.model(dtype=torch.bfloat16).model.backbone, ids), case.tensor("logits"))
     check_hidden(case, checks, backbone, ids)
     check_prefix_cache(checks, backbone, ids, case.data["prompt_length"])
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
 from tests.parity.cases import Case, Checks, ids_of
 from tests.parity.common import check_hidden, check_prefix_cache, check_prompt, check_run, logits_of, record
+from vlm.checkpoints.keymap import to_published
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.denoiser import BackboneDenoiser, GuidedDenoiser
@@ -20,6 +23,7 @@ FAMILIES = ("llada",)
 def _logits(case: Case, checks: Checks) -> None:
     backbone, ids = case.fixture.model().model.backbone, case.input("ids")
     checks.close("logits", logits_of(backbone, ids), case.tensor("logits"))
+    checks.top1("bf16 top-1", logits_of(case.fixture.model(dtype=torch.bfloat16).model.backbone, ids), case.tensor("logits"))
     check_hidden(case, checks, backbone, ids)
     check_prefix_cache(checks, backbone, ids, case.data["prompt_length"])
 
@@ -84,6 +88,45 @@ def _schedules(case: Case, checks: Checks) -> None:
         checks.equal(f"{masks}/{steps}", ours, table["counts"])
 
 
+#: Smallest chance with which a cell is masked, of the published training code.
+FLOOR = 1e-3
+
+
+def _training(case: Case, checks: Checks) -> None:
+    """Published losses (GUIDELINES): masks from given draws, 1/p over the answer length, mean over rows; gradients by name."""
+    from vlm.training.losses import cell_weights, masked_cross_entropy
+
+    loaded = case.fixture.model()
+    backbone, ids = loaded.model.backbone, case.input("ids" if case.has_input("ids") else "input_ids")
+    answer = torch.ones_like(ids, dtype=torch.bool)
+    for row, length in enumerate(case.data.get("prompt_lengths") or []):
+        answer[row, :length] = False
+    ratio = (1 - FLOOR) * case.input("t") + FLOOR
+    masked = (case.input("u") < ratio.unsqueeze(1)) & answer
+    checks.equal("masked", masked, case.tensor("masked"))
+    weights, total = cell_weights(masked.unsqueeze(1), answer, ratio.unsqueeze(1), "llada")
+    noisy = ids.masked_fill(masked, backbone.config.mask_token_id)
+    loaded.model.zero_grad()
+    with torch.enable_grad():
+        hidden = backbone(backbone.embed(noisy), torch.arange(ids.shape[1]).expand_as(ids), torch.ones_like(answer))
+        loss = masked_cross_entropy(backbone.logits(hidden[masked]), ids[masked], weights.squeeze(1)[masked], total)
+        loss.backward()
+    checks.close("loss", loss.detach().view(1), case.tensor("loss"), tolerance=1e-5)
+    ours = {name: p.grad for name, p in loaded.model.named_parameters() if p.grad is not None}
+    gradients = to_published(loaded.family.weights(loaded.config), ours)
+    norms = case.data["gradient_norms"]
+    checks.close("norms", torch.stack([gradients[key].norm() for key in norms]), torch.tensor(list(norms.values())), tolerance=1e-3)
+    for key, name in case.data.get("full_gradients", {}).items():
+        checks.close(key.removeprefix("model.transformer."), gradients[key], case.fixture.expected[name], tolerance=1e-3)
+    loaded.model.zero_grad()
+
+
+def skip(case: Case) -> str | None:
+    """Training cases need the library's losses."""
+    missing = case.kind == "training" and importlib.util.find_spec("vlm.training.losses") is None
+    return "vlm.training.losses is not there" if missing else None
+
+
 HANDLERS = {
-    "prompt": check_prompt, "logits": _logits, "padded_batch": _padded, "cfg": _cfg, "generation": _generation, "schedule_tables": _schedules,
+    "prompt": check_prompt, "training": _training, "logits": _logits, "padded_batch": _padded, "cfg": _cfg, "generation": _generation, "schedule_tables": _schedules,
 }  # fmt: skip
