@@ -87,8 +87,8 @@ class PublishedEngine:
         return self.family.attention == "prefix" if plan.prefix_cache is None else plan.prefix_cache
 
     def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
-        """The recipe's own, and unless quirks are wanted all control tokens that do not end an answer or fill a slot."""
-        found = set(plan.recipe.banned)
+        """The recipe's own, ids without a spelling, and unless quirks are wanted control tokens that neither end an answer nor fill a slot."""
+        found = {*plan.recipe.banned, *range(self.tokenizer.vocab_size, self.config.logit_size)}
         if not plan.reference_quirks:
             found.update(self.family.banned(self.tokenizer, self.config.logit_size))
         if scaffold is not None:

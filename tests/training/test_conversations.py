@@ -69,7 +69,7 @@ def test_a_batch_learns_what_its_rows_learn_alone(loaded):
         n = alone.ids.shape[1]
         assert torch.equal(alone.labels[0], together.labels[i, :n])
         loss = complementary_loss(backbone, alone, ratio[i : i + 1], noise=noise[i : i + 1, :n])
-        total += float(loss.value) * int(loss.masks.sum())
+        total += loss.value.item() * int(loss.masks.sum())
         count += int(loss.masks.sum())
     assert int(whole.masks.sum()) == count == int((together.labels != IGNORE).sum())
     assert float(whole.value) == pytest.approx(total / count, rel=1e-5)

@@ -43,7 +43,7 @@ def _weights(config: ModelConfig) -> list[Weight]:
 FAMILY = Family(
     name="llada-v",
     model_types=("llava_llada", "llada"),
-    architectures=("LlavaLLaDAModelLM", "LLaDAModelLM", "LlavaLladaForMaskedDiffusion"),
+    architectures=("LlavaLLaDAModelLM", "LLaDAModelLM"),
     keys=("mm_vision_tower", "hidden_size"),
     configure=_configure,
     weights=_weights,
