@@ -72,10 +72,10 @@ def test_a_batch_learns_what_its_rows_learn_alone(loaded):
         total += loss.value.item() * int(loss.masks.sum())
         count += int(loss.masks.sum())
     assert int(whole.masks.sum()) == count == int((together.labels != IGNORE).sum())
-    assert float(whole.value) == pytest.approx(total / count, rel=1e-5)
+    assert whole.value.item() == pytest.approx(total / count, rel=1e-5)
     quirk = merge(backbone, rows, features, reference_quirks=True)
     assert bool(quirk.valid.all()) and not bool(together.valid.all())
-    assert float(complementary_loss(backbone, quirk, ratio, noise=noise).value) != pytest.approx(float(whole.value), rel=1e-6)
+    assert complementary_loss(backbone, quirk, ratio, noise=noise).value.item() != pytest.approx(whole.value.item(), rel=1e-6)
 
 
 def test_pictures_learn_too_and_markers_are_never_hidden(loaded):
@@ -97,7 +97,7 @@ def test_bound(loaded):
     loss = bound_loss(backbone, batch, ratio, noise=noise)
     target = batch.labels[loss.masks]
     by_hand = masked_cross_entropy(loss.logits, target, torch.full((len(target),), 1 / 0.7), int((batch.labels != IGNORE).sum()))
-    assert float(loss.value) == pytest.approx(float(by_hand), rel=1e-5)
+    assert loss.value.item() == pytest.approx(float(by_hand), rel=1e-5)
     changed = merge(backbone, rows, features)
     changed.embeds = torch.where((changed.rounds == 1).unsqueeze(-1), changed.embeds + 1, changed.embeds)
     early = (batch.rounds == 0)[loss.masks]
