@@ -26,6 +26,7 @@ from vlm.decoding.contracts import (
     StopRule,
     Window,
 )
+from vlm.decoding.initializers import commit_first_cell
 from vlm.decoding.proposers import Ban, SampleProposer
 from vlm.decoding.quotas import DimpleQuota
 from vlm.decoding.scorers import ConfidenceScorer
@@ -43,6 +44,7 @@ class Recipe:
         max_forwards: model calls allowed; the last one commits everything that is open.
         reference_quirks: reproduce released code to the letter: the mask token may be proposed (and leaves its cell open), and
             steps may commit nothing.
+        first_cell: commit the first cell from the prompt alone before the loop (LaViDa-Dream behind a prefix cache).
         transforms: further links of the logit chain; joint: proposer of scaffold slots.
     """
 
@@ -57,6 +59,7 @@ class Recipe:
     banned: tuple[int, ...] = ()
     max_forwards: int | None = None
     reference_quirks: bool = False
+    first_cell: bool = False
     transforms: tuple[LogitTransform, ...] = ()
     joint: JointProposer | None = None
 
@@ -96,6 +99,8 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Se
         DecodingError: a part breaks its contract (it names which).
     """
     noise = noise or Noise(seed, canvas.ids.shape[0])
+    if recipe.first_cell and recipe.joint is None:
+        commit_first_cell(denoiser, canvas, recipe.banned)
     window = recipe.window.start(canvas)
     quota = recipe.quota.start(canvas) if recipe.quota else None
     commit = recipe.commit.start(canvas)

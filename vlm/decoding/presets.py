@@ -11,12 +11,15 @@ from vlm.decoding.loop import Recipe
 from vlm.decoding.proposers import SampleProposer
 from vlm.decoding.quotas import DimpleQuota, DreamQuota, TableQuota
 from vlm.decoding.scorers import ConfidenceScorer
+from vlm.decoding.stops import StopAt
 from vlm.decoding.windows import BlockWindow, FullWindow
 from vlm.errors import OptionError
 
-_COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "banned": (), "reference_quirks": False}
-_LLADA = {"steps_per_block": 32, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
-_DREAM = {"steps": 512, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3}
+_COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "banned": (), "stop_at": (), "reference_quirks": False}
+_LLADA = {"steps_per_block": 32, "step_ratio": None, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
+_DREAM = {
+    "steps": 512, "step_ratio": None, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3, "first_cell": False,
+}  # fmt: skip
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -28,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lavida-cosine": {**_LLADA, "shape": "cosine", "shift": 1.0, "steps_per_block": 16},
     "threshold": {"threshold": 0.9, "block_length": 32, "sampling": "gumbel", "score": "prob"},
     "factor": {"factor": 1.0, "block_length": 32, "sampling": "gumbel", "score": "prob"},
-    "dream-origin": {"steps": 512, "eps": 1e-3, "sampling": "multinomial"},
+    "dream-origin": {"steps": 512, "eps": 1e-3, "sampling": "multinomial", "first_cell": False},
     "dream-maskgit-plus": {**_DREAM, "score": "prob"},
     "dream-topk-margin": {**_DREAM, "score": "margin"},
     "dream-entropy": {**_DREAM, "score": "entropy"},
@@ -42,7 +45,8 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
 
     Args:
         name: one of :data:`PRESETS`.
-        options: any of the preset's own options and temperature, top_k, top_p, max_forwards, banned (ids), reference_quirks.
+        options: any of the preset's own options and temperature, top_k, top_p, max_forwards, banned (ids), stop_at (ids, or
+            runs of ids: nothing is decoded from there on), reference_quirks.
 
     Raises:
         OptionError: unknown name or option; the message lists what there is.
@@ -59,6 +63,8 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
         parts = _BUILDERS[name.split("-")[0]](o)
     except TypeError as error:
         raise OptionError(f"an option of preset {name!r} has the wrong type: {error}", remedy="see vlm.decoding.presets.PRESETS") from error
+    if o["stop_at"]:
+        parts["stop"] = StopAt(tuple((run,) if isinstance(run, int) else tuple(run) for run in o["stop_at"]))
     common = {"max_forwards": o["max_forwards"], "banned": tuple(o["banned"]), "reference_quirks": o["reference_quirks"]}
     return Recipe(proposer=proposer, **common, **parts)
 
@@ -73,17 +79,20 @@ def _window(length: int | None) -> BlockWindow | FullWindow:
 
 
 def _llada(o: dict[str, Any]) -> dict[str, Any]:
-    quota = TableQuota(o["steps_per_block"], o.get("shape", "even"), o.get("shift", 1 / 3))
+    quota = TableQuota(o["steps_per_block"], o.get("shape", "even"), o.get("shift", 1 / 3), o["step_ratio"], o["block_length"])
     scorer = ConfidenceScorer(o["score"], ignore=tuple(o["ignore_confidence_of"]))
     return {"window": _window(o["block_length"]), "scorer": scorer, "quota": quota, "commit": TopK()}
 
 
 def _dream(o: dict[str, Any]) -> dict[str, Any]:
     if "score" not in o:
-        return {"scorer": ConfidenceScorer("prob", filtered=True), "quota": None, "commit": Bernoulli(o["steps"], o["eps"])}
+        origin = Bernoulli(o["steps"], o["eps"])
+        return {"scorer": ConfidenceScorer("prob", filtered=True), "quota": None, "commit": origin, "first_cell": o["first_cell"]}
     scorer = ConfidenceScorer(o["score"], filtered=True)
-    quota = DreamQuota(o["steps"], o["eps"]) if o["shape"] is None else TableQuota(o["steps"], o["shape"], o["shift"])
-    return {"scorer": scorer, "quota": quota, "commit": TopK(o["alg_temp"])}
+    quota: DreamQuota | TableQuota = DreamQuota(o["steps"], o["eps"], o["step_ratio"])
+    if o["shape"] is not None:
+        quota = TableQuota(o["steps"] or 512, o["shape"], o["shift"], o["step_ratio"])
+    return {"scorer": scorer, "quota": quota, "commit": TopK(o["alg_temp"]), "first_cell": o["first_cell"]}
 
 
 def _threshold(o: dict[str, Any]) -> dict[str, Any]:

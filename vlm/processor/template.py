@@ -6,7 +6,7 @@ encoded in one go, as the published templates do, but through the encoder that k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vlm.errors import ConfigError, PromptError
@@ -38,7 +38,8 @@ class Template:
     """How messages become a prompt.
 
     `roles` frames each turn, `image` frames each picture, `answer` opens the reply. With `images_first` the pictures
-    of a turn precede its text whatever the order given. `default_system` is used when the caller gives no system turn.
+    of a turn precede its text whatever the order given; `image_gap` stands between them and `after_images` behind the last.
+    `default_system` is used when the caller gives no system turn.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Template:
     images_first: bool = True
     max_images: int = 16
     default_system: str | None = None
+    image_gap: str = ""
+    after_images: str = ""
     strip_text: bool = False  # blanks around the text of a turn are dropped, as some published templates do
 
     def build(self, messages: Messages, tokenizer: Tokenizer) -> Prompt:
@@ -62,26 +65,38 @@ class Template:
                 source="prompt",
                 remedy="Send fewer images at once",
             )
-        if self.default_system is not None and turns[0].role != "system":
-            turns = (Message("system", (TextPart(self.default_system),)), *turns)
+        turns = self.with_system(turns)
         if self.strip_text:
             turns = tuple(_stripped(turn) for turn in turns)
         pieces: list[Piece | ImagePart] = [*self.begin]
         for turn in turns:
-            frame = self.roles.get(turn.role)
-            if frame is None:
-                raise PromptError(f"{self.name} has no {turn.role} turns", source="prompt")
-            pieces.extend(frame.before)
-            for part in self._ordered(turn):
-                pieces.extend(self._framed(part))
-            pieces.extend(frame.after)
+            pieces.extend(self.turn(turn))
         pieces.extend(self.answer)
-        return Prompt(tuple(_encode(pieces, tokenizer, self.name)), images, _special(self.media_token, tokenizer))
+        return Prompt(tuple(encode_pieces(pieces, tokenizer)), images, _special(self.media_token, tokenizer))
+
+    def with_system(self, turns: Sequence[Message]) -> tuple[Message, ...]:
+        """The turns behind a system turn, the template's own where the caller gives none."""
+        if self.default_system is None or turns[0].role == "system":
+            return tuple(turns)
+        return (Message("system", (TextPart(self.default_system),)), *turns)
+
+    def turn(self, turn: Message) -> list[Piece | ImagePart]:
+        """A turn with everything that stands around it; PromptError when there are no turns of its role."""
+        frame = self.roles.get(turn.role)
+        if frame is None:
+            raise PromptError(f"{self.name} has no {turn.role} turns", source="prompt")
+        inside = [piece for part in self._ordered(turn) for piece in self._framed(part)]
+        return [*frame.before, *inside, *frame.after]
 
     def _ordered(self, turn: Message) -> list[Part]:
         if not self.images_first:
             return list(turn.parts)
-        return sorted(turn.parts, key=lambda part: not isinstance(part, ImagePart))
+        images: list[Part] = [part for part in turn.parts if isinstance(part, ImagePart)]
+        texts: list[Part] = [part for part in turn.parts if not isinstance(part, ImagePart)]
+        ordered: list[Part] = []
+        for i, image in enumerate(images):
+            ordered += [image, TextPart(self.image_gap if i < len(images) - 1 else self.after_images)]
+        return [*ordered, *texts]
 
     def _framed(self, part: Part) -> list[Piece | ImagePart]:
         if isinstance(part, TextPart):
@@ -106,7 +121,8 @@ def _special(name: str, tokenizer: Tokenizer) -> int:
     return index
 
 
-def _encode(pieces: list[Piece | ImagePart], tokenizer: Tokenizer, name: str) -> list[IdsPart | MediaPart]:
+def encode_pieces(pieces: Sequence[Piece | ImagePart], tokenizer: Tokenizer) -> list[IdsPart | MediaPart]:
+    """Ids and media places of template pieces; text that touches is encoded in one go."""
     parts: list[IdsPart | MediaPart] = []
     ids: list[int] = []
     text = ""
