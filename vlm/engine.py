@@ -204,7 +204,7 @@ class PocketEngine:
                     module.to(torch.bfloat16)
         self.colon = model.config.reader.alphabet.index(":") + 1
         self.symbols = Symbols.of(tokenizer)
-        self.stop_ids = (tokenizer.special["<|eos|>"],)
+        self.stop_ids: tuple[int, ...] = (tokenizer.special["<|eos|>"],)
         self.default_preset = DEFAULT
 
     @property
