@@ -287,7 +287,7 @@ def _named(things: Things, size: tuple[int, int], height: float, top: int, alpha
     classes, probs = np.zeros((count, top), np.int64), np.zeros((count, top), np.float32)
     classes[:, 0], probs[:, 0] = first, 1.0
     boxes = things.boxes[source].astype(np.float32).reshape(count, 4)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "kind": np.array(kind, np.int64), "classes": classes, "probs": probs, "color": np.array(color, np.int64), "boxes": boxes,
         "place": place_of(boxes, size, height), "index": _clip(np.array(index, np.int64).reshape(count, 3)), "cells": np.array(cells, np.int64),
         "score": things.score[source].astype(np.float32),
