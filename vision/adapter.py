@@ -123,6 +123,8 @@ class ReaderAdapter(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+        for table in (self.thing_embed, self.color_embed):  # seldom seen, and all there is to a thing besides its place
+            nn.init.normal_(table.weight, std=0.3)
         nn.init.zeros_(self.features.weight)
         nn.init.zeros_(self.features.bias)
         self.register_buffer("waves", self.fresh_buffer("waves"), persistent=False)

@@ -13,7 +13,7 @@ from examples.pocket.reader_data import CHAR_CLASS
 from examples.pocket.sample import Query, Sample, Value
 from vision.lines import Detections
 from vision.reader import COLORS, THINGS
-from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING, Things, VisualTokens, assemble
+from vision.tokens import BLANK, CHAR, GAP, ROW_END, SPELLED, THING, Things, VisualTokens, assemble, name_of
 from vlm.backbone.slots import SlotTable
 from vlm.processor.tokenizer import Tokenizer
 from vlm.structure.scaffold import Scaffold, compile_scaffold
@@ -97,7 +97,7 @@ def true_things(sample: Sample) -> Things:
 
 def locate(tokens: VisualTokens, glyphs: list[Glyph]) -> dict[int, int]:
     """Which entry shows each glyph: ``id(glyph)`` -> entry; glyphs the reader missed are left out."""
-    chars = np.flatnonzero(tokens.kind == CHAR)
+    chars = np.flatnonzero((tokens.kind == CHAR) & (tokens.cells != SPELLED))
     if not len(chars) or not glyphs:
         return {}
     boxes = tokens.boxes[chars]
@@ -196,7 +196,7 @@ class LessonMaker:
         value = query.values.get("")
         marks = value_pointers(value, where, tokens) if value else [NOWHERE] * len(text_ids)
         if value and value.boxes:
-            marks = [UNKNOWN if box == [] else entry_in(box, tokens) if box else NOWHERE for box in value.boxes]
+            marks = reasons(value, tokens)
         if len(marks) != len(text_ids):
             marks = [UNKNOWN] * len(text_ids)
         budget = -(-(len(text_ids) + 1) // 16) * 16 + spare
@@ -212,6 +212,36 @@ class LessonMaker:
         if query.task != "ground" or query.box is None:
             return None
         return entry_in(query.box, tokens)
+
+
+def reasons(value: Value, tokens: VisualTokens) -> list[int]:
+    """Pointers of an answer about things: into the letters of their names where those are said, else the first character of
+    what is said about a thing points at the thing, and the rest is not supervised."""
+    out: list[int] = []
+    i = 0
+    while i < len(value.text):
+        box = value.boxes[i]
+        j = i + 1
+        while j < len(value.text) and value.boxes[j] is box:
+            j += 1
+        said = value.text[i:j]
+        if box is None:
+            marks = [NOWHERE] * len(said)
+        elif box == [] or (entry := entry_in(box, tokens)) == UNKNOWN or tokens.kind[entry] != THING:
+            marks = [UNKNOWN] * len(said)
+        else:
+            name = name_of(int(tokens.classes[entry, 0]), int(tokens.color[entry]))
+            marks = [UNKNOWN] * len(said)
+            found = [(w, name.find(w), said.find(w)) for w in (name, *name.split(" ")) if w and w in said]
+            if found:
+                word, there, here = found[0]
+                marks = [NOWHERE] * len(said)
+                marks[here : here + len(word)] = range(entry + 1 + there, entry + 1 + there + len(word))
+            else:
+                marks[0] = entry
+        out += marks
+        i = j
+    return out
 
 
 def entry_in(box: list[float], tokens: VisualTokens) -> int:

@@ -66,7 +66,7 @@ def test_packed_loss_and_gradients_equal_brute_force(kv_heads):
     got = torch.autograd.grad(loss, list(parameters.values()))
     for name, ours, theirs in zip(parameters, got, expected, strict=True):
         ties = name == "match.weight"  # equal words match equally well: which of them is the best is a matter of rounding
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 if ties else 2e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-4 if ties else 2e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_only_masked_cells_reach_the_head(monkeypatch):

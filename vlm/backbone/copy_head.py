@@ -123,8 +123,8 @@ class CopyHead(nn.Module):
             hidden: [n, D] states of the cells, slots from first to last cell.
             place: [n] place of each cell in its slot, from 0.
             hint: [S, P] what else is known of where each slot starts, added to its logits; 0 where nothing is.
-            number: [S] slots of numbers. keyed: [S] slots of a schema; free text is not one piece of the page, so its
-                cells point without the prior.
+            number: [S] slots of numbers. keyed: [S] slots of a schema; free text seldom is one piece of the page: its cells
+                have the prior only as far as it starts on the page.
 
         Returns:
             where they point, and what to add to their states [n, D] (without the copied token, which the caller embeds).
@@ -134,7 +134,8 @@ class CopyHead(nn.Module):
         slot = first.long().cumsum(0) - 1
         own = self._logits(self.query(hidden), self.gain[0], keys, valid)  # [n, P+1]
         start, evidence = self._start(hidden[first], hint, keys, valid)
-        scores = own + self.prior * keyed[slot].unsqueeze(1) * self._moved(start.clamp_min(FLOOR), slot, place, number, memory.numeric[row])
+        held = torch.where(keyed, 1.0, 1 - start[:, -1].exp())[slot].unsqueeze(1)
+        scores = own + self.prior * held * self._moved(start.clamp_min(FLOOR), slot, place, number, memory.numeric[row])
         attention = torch.softmax(scores, dim=-1)
         seen = attention[:, :-1].to(memory.values.dtype)
         crossed = _expected(attention, memory.breaks[row]) - _expected(start.exp(), memory.breaks[row])[slot]  # [n, BREAKS]

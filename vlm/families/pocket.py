@@ -180,14 +180,14 @@ class PocketModel(nn.Module):
         embeds = self.embed_prompt(ids, words, packed, media)
         tokens = torch.zeros(*ids.shape, self.config.backbone.vocab_size, device=ids.device)
         kind, holder = torch.full_like(ids, THING), torch.zeros_like(ids)
-        words, roles, depth = embeds.new_zeros(1, embeds.shape[-1]), ids.new_zeros(1, ROLES), ids.new_zeros(1)
+        vectors, roles, depth = embeds.new_zeros(1, embeds.shape[-1]), ids.new_zeros(1, ROLES), ids.new_zeros(1)
         if packed is not None:
             tokens[media], kind[media], holder[media] = self.copyable(packed), packed.kind, packed.holder
-            words, roles, depth = self.words(packed.rows), packed.roles, packed.depth
+            vectors, roles, depth = self.words(packed.rows), packed.roles, packed.depth
         positions = (valid.long().cumsum(1) - 1).clamp_min(0)
         cache = self.backbone.prefill(embeds, positions, valid)
         memory = self.head.memory(cache.hidden, media & valid, tokens, self.numeric(tokens), breaks_before(kind))
-        return Prefix(cache, memory, Labels.of(words, roles, depth, holder), valid.sum(1))
+        return Prefix(cache, memory, Labels.of(vectors, roles, depth, holder), valid.sum(1))
 
     def copyable(self, visual: VisualBatch) -> Tensor:
         """[..., V] characters by their probabilities; a blank between words, segments and rows; nothing on things."""
