@@ -29,9 +29,10 @@ def _inks(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, in
 
 def mosaic(
     rng: np.random.Generator, held_out: bool = False, width: int = 384, height: int = 320,
-    words: Callable[[np.random.Generator, bool], str] = anything, zoom: float = 1.0,
+    words: Callable[[np.random.Generator, bool], str] = anything, zoom: float = 1.0, sparse: bool = False,
 ) -> Page:  # fmt: skip
-    """A page packed with short pieces of text in many fonts and sizes; now and then a rule or a box."""
+    """A page packed with short pieces of text in many fonts and sizes, or with few of them on much empty paper; now and
+    then a rule or a box."""
     background, ink = _inks(rng)
     page = Page(width, height, background)
     steady = rng.random() < 0.5  # half of the pages keep one font, like real documents
@@ -42,13 +43,13 @@ def mosaic(
         size = round(base if rng.random() < 0.8 else zoom * float(np.exp(rng.uniform(np.log(10), np.log(34)))))
         if not steady:
             font = pick_font(rng, held_out)
-        y += size * rng.uniform(0.85, 1.35)
+        y += size * (rng.uniform(1.0, 5.0) if sparse else rng.uniform(0.85, 1.35))
         if y > height - size * 0.25:
             break
         if not steady and rng.random() < 0.3:
             page.background, ink = page.background, ink
         spacing = float(rng.uniform(0.3, size * 0.15)) if rng.random() < 0.1 else 0.0
-        x = float(rng.integers(1, 30))
+        x = float(rng.integers(1, width // 2 if sparse else 30))
         while x < width - size * 1.5:
             text = words(rng, held_out)
             while text and x + page.text_width(text, font, size) + spacing * len(text) > width - 2:
@@ -57,6 +58,8 @@ def mosaic(
                 break
             page.text(x, y, text, font, size, ink, spacing)
             x += page.text_width(text, font, size) + spacing * len(text) + size * rng.uniform(0.4, 2.5)
+            if sparse and rng.random() < 0.7:
+                break
         if rng.random() < 0.06:
             page.draw.line((0, y + size * 0.3, width, y + size * 0.3), fill=ink, width=int(rng.integers(1, 3)))
             y += size * 0.25
@@ -129,19 +132,19 @@ def worn(page: Page, rng: np.random.Generator) -> None:
         page.image = page.image.filter(ImageFilter.MaxFilter(3))
 
 
-def render_mosaic(seed: int, held_out: bool = False, hard: bool = False) -> tuple[np.ndarray, ...]:
+def render_mosaic(seed: int, held_out: bool = False, hard: bool = False, sparse: bool = False) -> tuple[np.ndarray, ...]:
     """Pixels uint8 [H, W, 3] and the targets (:func:`char_targets`) of the page drawn from `seed`.
 
     Hard pages are drawn large and shrunk unevenly, worn like old receipts, and degraded more.
     """
     rng = np.random.default_rng(seed)
     if not hard:
-        page = mosaic(rng, held_out)
+        page = mosaic(rng, held_out, sparse=sparse)
         pixels = page.finish(rng, hardness=float(rng.choice([0.1, 0.4, 0.7, 1.0])))
         return (pixels, *char_targets(page, page.width, page.height))
     aspect, zoom = float(np.exp(rng.uniform(-0.4, 0.4))), float(rng.uniform(1.0, 1.5))
     width, height = int(384 * zoom * aspect**0.5), int(320 * zoom / aspect**0.5)
-    page = mosaic(rng, held_out, width, height, receipt_words if rng.random() < 0.7 else anything, zoom)
+    page = mosaic(rng, held_out, width, height, receipt_words if rng.random() < 0.7 else anything, zoom, sparse)
     if rng.random() < 0.6:
         worn(page, rng)
     stretch(page, 384, 320)

@@ -21,11 +21,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--hard", action="store_true")
+    parser.add_argument("--sparse", action="store_true", help="few pieces of text on much empty paper")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with multiprocessing.Pool(args.workers) as pool:
         for start in range(0, args.pages, 500):
-            seeds = [(args.seed + i, args.held_out, args.hard) for i in range(start, min(start + 500, args.pages))]
+            seeds = [(args.seed + i, args.held_out, args.hard, args.sparse) for i in range(start, min(start + 500, args.pages))]
             rows = list(tqdm(pool.imap(_render, seeds, chunksize=8), total=len(seeds), disable=None))
             target = args.out / f"shard-{(args.seed + start) // 500:05d}.npz"
             partial = target.with_suffix(".tmp.npz")
@@ -33,7 +34,7 @@ def main() -> None:
             partial.rename(target)
 
 
-def _render(job: tuple[int, bool, bool]) -> tuple[np.ndarray, ...]:
+def _render(job: tuple[int, bool, bool, bool]) -> tuple[np.ndarray, ...]:
     return render_mosaic(*job)
 
 
