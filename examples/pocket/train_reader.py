@@ -84,7 +84,7 @@ def augment(batch: Batch, rng: np.random.Generator) -> Batch:
         pixels = 1 - pixels
     if rng.random() < 0.3 and free:
         pixels = pixels[:, torch.from_numpy(rng.permutation(3))]
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and free:
         pixels = (pixels - 0.5) * float(rng.uniform(0.6, 1.2)) + 0.5 + float(rng.uniform(-0.15, 0.15))
     return {**batch, "pixels": pixels.clamp_(0, 1).contiguous(memory_format=torch.channels_last)}
 
