@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm.decoding.commits import Bernoulli, Factor, Threshold, ThresholdElseQuota, TopK
 from vlm.decoding.loop import Recipe
-from vlm.decoding.proposers import SampleProposer
+from vlm.decoding.proposers import EndPenalty, SampleProposer
 from vlm.decoding.quotas import DimpleQuota, DreamQuota, TableQuota
 from vlm.decoding.scorers import ConfidenceScorer
 from vlm.decoding.windows import BlockWindow, FullWindow
@@ -17,10 +17,11 @@ from vlm.errors import OptionError
 _COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "banned": (), "reference_quirks": False}
 _LLADA = {"steps_per_block": 32, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
 _DREAM = {"steps": 512, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3}
+_PENALTY: dict[str, Any] = {"end_penalty": 0.0, "penalised": ()}
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
-    "dimple": {"gamma": 0.95, "steps": None, "eps": 1e-3, "score": "prob", "sampling": "multinomial"},
+    "dimple": {"gamma": 0.95, "steps": None, "eps": 1e-3, "score": "prob", "filtered": False, "order": "score", "sampling": "multinomial"},
     "llada": dict(_LLADA),
     "llada-random": {**_LLADA, "score": "random"},
     "lavida": {**_LLADA, "shape": "shift", "shift": 1 / 3, "steps_per_block": 16},
@@ -28,10 +29,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lavida-cosine": {**_LLADA, "shape": "cosine", "shift": 1.0, "steps_per_block": 16},
     "threshold": {"threshold": 0.9, "block_length": 32, "sampling": "gumbel", "score": "prob"},
     "factor": {"factor": 1.0, "block_length": 32, "sampling": "gumbel", "score": "prob"},
-    "dream-origin": {"steps": 512, "eps": 1e-3, "sampling": "multinomial"},
-    "dream-maskgit-plus": {**_DREAM, "score": "prob"},
-    "dream-topk-margin": {**_DREAM, "score": "margin"},
-    "dream-entropy": {**_DREAM, "score": "entropy"},
+    "dream-origin": {"steps": 512, "eps": 1e-3, "sampling": "multinomial", **_PENALTY},
+    "dream-maskgit-plus": {**_DREAM, **_PENALTY, "score": "prob"},
+    "dream-topk-margin": {**_DREAM, **_PENALTY, "score": "margin"},
+    "dream-entropy": {**_DREAM, **_PENALTY, "score": "entropy"},
     "one-by-one": {"score": "prob", "sampling": "gumbel"},
 }  # fmt: skip
 DEFAULT = "dimple"
@@ -79,11 +80,14 @@ def _llada(o: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dream(o: dict[str, Any]) -> dict[str, Any]:
+    parts: dict[str, Any] = {"pooled": o["reference_quirks"]}
+    if o["end_penalty"]:
+        parts["transforms"] = (EndPenalty(tuple(o["penalised"]), o["end_penalty"], o["steps"], o["eps"]),)
     if "score" not in o:
-        return {"scorer": ConfidenceScorer("prob", filtered=True), "quota": None, "commit": Bernoulli(o["steps"], o["eps"])}
+        return {**parts, "scorer": ConfidenceScorer("prob", filtered=True), "quota": None, "commit": Bernoulli(o["steps"], o["eps"])}
     scorer = ConfidenceScorer(o["score"], filtered=True)
     quota = DreamQuota(o["steps"], o["eps"]) if o["shape"] is None else TableQuota(o["steps"], o["shape"], o["shift"])
-    return {"scorer": scorer, "quota": quota, "commit": TopK(o["alg_temp"])}
+    return {**parts, "scorer": scorer, "quota": quota, "commit": TopK(o["alg_temp"])}
 
 
 def _threshold(o: dict[str, Any]) -> dict[str, Any]:
@@ -96,8 +100,9 @@ def _factor(o: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dimple(o: dict[str, Any]) -> dict[str, Any]:
-    commit = ThresholdElseQuota(o["gamma"], o["steps"])
-    return {"scorer": ConfidenceScorer(o["score"]), "quota": DimpleQuota(o["steps"], o["eps"]), "commit": commit}
+    commit = ThresholdElseQuota(o["gamma"], o["steps"], o["order"])
+    scorer = ConfidenceScorer(o["score"], filtered=o["filtered"])
+    return {"scorer": scorer, "quota": DimpleQuota(o["steps"], o["eps"]), "commit": commit, "pooled": o["reference_quirks"]}
 
 
 def _one_by_one(o: dict[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Family:
         """
         base, defaults = self.presets.get(name or self.default_preset, (name or self.default_preset, {}))
         chosen = {**defaults, **options}
-        for option in ("banned", "ignore_confidence_of"):
+        for option in ("banned", "ignore_confidence_of", "penalised"):
             if option in chosen:
                 chosen[option] = tuple(_id(tokenizer, token) for token in chosen[option])
         if not chosen.get("reference_quirks"):
