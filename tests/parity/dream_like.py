@@ -22,7 +22,7 @@ def recipe(case: Case, length: int) -> Recipe:
     """The reference's settings as our preset."""
     s, config = case.settings(), case.fixture.model().config.backbone
     top_p = None if s.get("top_p") is None else max(float(s["top_p"]), 1e-9)  # 0 leaves the best token alone
-    common: dict[str, Any] = {"temperature": s["temperature"], "top_p": top_p, "top_k": s.get("top_k"), "reference_quirks": True, "banned": s.get("forbid", ())}
+    common: dict[str, Any] = {"temperature": s["temperature"], "top_p": top_p, "top_k": s.get("top_k"), "reference_quirks": True, "pooled": True, "banned": s.get("forbid", ())}
     steps, alg = s["steps"], str(s["alg"])
     score = {"maskgit_plus": "prob", "topk_margin": "margin", "entropy": "entropy"}.get(alg, "prob")
     if s.get("decoding_pipeline", "dream") == "dim":

@@ -17,11 +17,11 @@ from vlm.errors import OptionError
 _COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "banned": (), "reference_quirks": False}
 _LLADA = {"steps_per_block": 32, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
 _DREAM = {"steps": 512, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3}
-_PENALTY: dict[str, Any] = {"end_penalty": 0.0, "penalised": ()}
+_PENALTY: dict[str, Any] = {"end_penalty": 0.0, "penalised": (), "pooled": False}
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
-    "dimple": {"gamma": 0.95, "steps": None, "eps": 1e-3, "score": "prob", "filtered": False, "order": "score", "sampling": "multinomial"},
+    "dimple": {"gamma": 0.95, "steps": None, "eps": 1e-3, "score": "prob", "filtered": False, "order": "score", "sampling": "multinomial", "pooled": False},
     "llada": dict(_LLADA),
     "llada-random": {**_LLADA, "score": "random"},
     "lavida": {**_LLADA, "shape": "shift", "shift": 1 / 3, "steps_per_block": 16},
@@ -80,7 +80,7 @@ def _llada(o: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dream(o: dict[str, Any]) -> dict[str, Any]:
-    parts: dict[str, Any] = {"pooled": o["reference_quirks"]}
+    parts: dict[str, Any] = {"pooled": o["pooled"] and o["reference_quirks"]}
     if o["end_penalty"]:
         parts["transforms"] = (EndPenalty(tuple(o["penalised"]), o["end_penalty"], o["steps"], o["eps"]),)
     if "score" not in o:
@@ -102,7 +102,7 @@ def _factor(o: dict[str, Any]) -> dict[str, Any]:
 def _dimple(o: dict[str, Any]) -> dict[str, Any]:
     commit = ThresholdElseQuota(o["gamma"], o["steps"], o["order"])
     scorer = ConfidenceScorer(o["score"], filtered=o["filtered"])
-    return {"scorer": scorer, "quota": DimpleQuota(o["steps"], o["eps"]), "commit": commit, "pooled": o["reference_quirks"]}
+    return {"scorer": scorer, "quota": DimpleQuota(o["steps"], o["eps"]), "commit": commit, "pooled": o["pooled"] and o["reference_quirks"]}
 
 
 def _one_by_one(o: dict[str, Any]) -> dict[str, Any]:

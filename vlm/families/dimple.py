@@ -26,11 +26,11 @@ def _weights(config: ModelConfig) -> list[Weight]:
     return qwen_vl_weights(config, llama_names(), "visual.", projector="img_projector.")
 
 
-#: README and demo (64 tokens), and the short-answer evaluation (8 tokens).
+#: `pooled` works under `reference_quirks` alone. README and demo (64 tokens), and the short-answer evaluation (8 tokens).
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dimple-published": ("dimple", {"gamma": 0.95, "steps": 64, "temperature": 0.2, "top_p": 0.95}),
-    "dimple-demo": ("dimple", {"gamma": 0.95, "steps": 64, "order": "random"}),
-    "dimple-short": ("dream-maskgit-plus", {"steps": 8}),
+    "dimple-published": ("dimple", {"gamma": 0.95, "steps": 64, "temperature": 0.2, "top_p": 0.95, "pooled": True}),
+    "dimple-demo": ("dimple", {"gamma": 0.95, "steps": 64, "order": "random", "pooled": True}),
+    "dimple-short": ("dream-maskgit-plus", {"steps": 8, "pooled": True}),
 }
 
 FAMILY = Family(

@@ -28,12 +28,12 @@ def _weights(config: ModelConfig) -> list[Weight]:
 
 
 def _benchmark(steps: int) -> tuple[str, dict[str, Any]]:
-    return "dream-maskgit-plus", {"steps": steps}
+    return "dream-maskgit-plus", {"steps": steps, "pooled": True}
 
 
-#: README, and the evaluation scripts, whose answers have these lengths: 3 (MMMU), 8, 16, 32 and 128 tokens.
+#: `pooled` works under `reference_quirks` alone. README, and the evaluation scripts, whose answers have these lengths: 3 (MMMU), 8, 16, 32 and 128 tokens.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dream-vl": ("dream-maskgit-plus", {"steps": 128, "temperature": 0.1}),
+    "dream-vl": ("dream-maskgit-plus", {"steps": 128, "temperature": 0.1, "pooled": True}),
     "dream-vl-mmmu": _benchmark(1),
     "dream-vl-mmstar": _benchmark(8),
     "dream-vl-chartqa": _benchmark(16),
