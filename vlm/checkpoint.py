@@ -32,6 +32,16 @@ def save_pocket(model: PocketModel, tokenizer_file: Path, folder: Path, dtype: t
         target.write_bytes(tokenizer_file.read_bytes())
 
 
+def is_pocket(path: str | Path) -> bool:
+    """Whether a folder holds a checkpoint of our layout; a folder that says nothing, or a damaged one, counts as ours."""
+    folder = Path(path)
+    try:
+        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return folder.is_dir()
+    return not isinstance(data, dict) or data.get("model_type", "pocket") == "pocket"
+
+
 def load_pocket(path: str | Path | None = None) -> tuple[PocketModel, Tokenizer, str]:
     """(model in float32 and evaluation mode, tokenizer, name) of a pocket checkpoint; None: the shipped one.
 

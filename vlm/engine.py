@@ -1,10 +1,14 @@
-"""From prompts and pictures to a denoiser: the part of a model that the public API drives."""
+"""From prompts and pictures to a denoiser: the part of a model that the public API drives.
+
+:class:`Engine` is what :class:`vlm.model.DiffusionVLM` asks of a model. :class:`PocketEngine` drives the embedded model,
+``vlm.published.PublishedEngine`` every family of ``vlm.families`` over the one backbone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +19,105 @@ from vision.tokens import CHAR, ROW_END, THING, VisualTokens
 from vlm.backbone.packed import PackedPrefix, bounds_of
 from vlm.backbone.slots import SlotTable, join
 from vlm.decoding.canvas import Canvas
-from vlm.decoding.contracts import Prediction
+from vlm.decoding.contracts import Denoiser, Prediction
+from vlm.decoding.loop import Recipe
+from vlm.decoding.presets import DEFAULT, preset
+from vlm.errors import OptionError
 from vlm.families.pocket import PackedMemory, PackedPocket, PocketModel, Prefix, Slots, Words
+from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt, check_context
+from vlm.processor.template import POCKET
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.words import prompt_words
 from vlm.results import Box
+from vlm.structure.lift import Symbols
+from vlm.structure.scaffold import Scaffold
+
+#: Cells of one row -> the box of the page region they were copied from, None if there is none.
+Locator = Callable[[list[int]], Box | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a request is decoded.
+
+    Attributes:
+        recipe: the method. seed: of all draws.
+        prefix_cache: encode the prompt once and keep its keys and values; False runs it with the canvas in every forward;
+            None leaves it to the family.
+        guidance: scale of classifier-free guidance, 0 for none.
+        reference_quirks: reproduce released code to the letter, in prompts as in decoding.
+    """
+
+    recipe: Recipe
+    seed: int = 0
+    prefix_cache: bool | None = None
+    guidance: float = 0.0
+    reference_quirks: bool = False
+
+
+class Engine(Protocol):
+    """A model with everything around it, as the public API needs it. What `see` gives is the engine's own business.
+
+    Attributes:
+        tokenizer: of the model. symbols: its mask, padding and null ids. stop_ids: control tokens that end an answer.
+        default_preset: name of the decoding method when none is asked for.
+    """
+
+    tokenizer: Tokenizer
+    symbols: Symbols
+    stop_ids: tuple[int, ...]
+    default_preset: str
+
+    def plan(self, decoding: Mapping[str, Any]) -> Plan:
+        """A plan from the caller's options (``preset``, ``seed``, those of the preset and of the engine).
+
+        Raises:
+            OptionError: an option or value that does not exist.
+        """
+        ...
+
+    def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
+        """Ids that can never come out, in free text (None) or in the slots of a scaffold."""
+        ...
+
+    def prompt(self, messages: Messages, plan: Plan) -> Prompt:
+        """The prompt of a conversation; raises PromptError."""
+        ...
+
+    def extraction(self, scaffold: Scaffold) -> str:
+        """What the user says when a scaffold is to be filled from a picture; '' for nothing."""
+        ...
+
+    def see(self, image: Any) -> Any:
+        """Encode an RGB PIL image that is alone in its prompt."""
+        ...
+
+    def see_all(self, images: Sequence[Any]) -> list[Any]:
+        """Encode the RGB PIL images of one prompt."""
+        ...
+
+    def denoiser(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Any]], answer_cells: int, plan: Plan, scaffold: Scaffold | None = None
+    ) -> Denoiser:
+        """Encode B prompts with what `see` gave for their images, for canvases [B, answer_cells]; raises ContextLengthError."""
+        ...
+
+    def locator(self, denoiser: Any, canvas: Canvas, row: int) -> Locator | None:
+        """Where the cells of a finished row were copied from; None for models that do not point."""
+        ...
+
+    def info(self) -> dict[str, Any]:
+        """Sizes and limits, JSON-safe."""
+        ...
+
+
+def seed_of(options: dict[str, Any]) -> int:
+    """Take ``seed`` out of decoding options; OptionError unless it is a whole number."""
+    seed = options.pop("seed", 0)
+    if not isinstance(seed, int):
+        raise OptionError(f"seed is {seed!r}", remedy="use an integer")
+    return seed
 
 
 @dataclass(frozen=True)
@@ -105,26 +202,70 @@ class PocketEngine:
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
         self.colon = model.config.reader.alphabet.index(":") + 1
+        self.symbols = Symbols.of(tokenizer)
+        self.stop_ids = (tokenizer.special["<|eos|>"],)
+        self.default_preset = DEFAULT
 
     @property
     def max_visual(self) -> int:
         """Most entries of one picture that go to the backbone."""
         return min(1600, self.model.config.backbone.max_position_embeddings // 2)
 
+    def plan(self, decoding: Mapping[str, Any]) -> Plan:
+        """A preset with its options; Dimple's threshold is lower than the paper's by default."""
+        options = dict(decoding)
+        seed = seed_of(options)
+        name = options.pop("preset", None) or DEFAULT
+        if name == "dimple":
+            options.setdefault("gamma", 0.9)
+        return Plan(preset(name, **options), seed)
+
+    def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
+        """All control tokens but those that end a text, or stand in a slot; and the recipe's own."""
+        kept = (self.symbols.pad, *(self.stop_ids if scaffold is None else (self.symbols.null,)))
+        return (*plan.recipe.banned, *(i for i in self.tokenizer.control_ids if i not in kept))
+
+    def prompt(self, messages: Messages, plan: Plan | None = None) -> Prompt:
+        """The prompt of a conversation."""
+        return POCKET.build(messages, self.tokenizer)
+
+    def extraction(self, scaffold: Scaffold) -> str:
+        """Nothing: pocket learned to fill a scaffold without being told."""
+        return ""
+
     def see(self, image: Any, rescale: bool = True) -> Reading:
         """Read an RGB PIL image."""
         return read_picture(self.model.tower, image, self.colon, rescale)
 
+    def see_all(self, images: Sequence[Any]) -> list[Reading]:
+        """Read each image."""
+        return [self.see(image) for image in images]
+
+    def locator(self, denoiser: PocketDenoiser, canvas: Canvas, row: int) -> Locator:
+        """Union of what the copy head pointed at."""
+        places, source = denoiser.places[row], canvas.source[row].tolist()
+        return lambda cells: places.union([source[c] for c in cells])
+
+    def info(self) -> dict[str, Any]:
+        """Name, sizes and limits of the model."""
+        config = self.model.config
+        count = {part: sum(p.numel() for p in getattr(self.model, part).parameters()) for part in ("tower", "adapter", "backbone")}
+        return {
+            "family": "pocket", "parameters": {**count, "total": sum(count.values())}, "dtype": "float32",
+            "vocab_size": config.backbone.vocab_size, "context": config.backbone.max_position_embeddings,
+            "layers": config.backbone.num_layers, "hidden_size": config.backbone.hidden_size, "default_preset": DEFAULT,
+        }  # fmt: skip
+
     @torch.inference_mode()
     def denoiser(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int, table: SlotTable | None = None
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Reading]], answer_cells: int, plan: Plan | None = None, scaffold: Scaffold | None = None
     ) -> PocketDenoiser:
         """Encode prompts with their pictures.
 
         Args:
             prompts: B prompts; pictures: the readings of each prompt's images, in order.
             answer_cells: length of the canvases.
-            table: what their cells know of their slots; None: free text.
+            plan: makes no difference here. scaffold: on the canvases; None: free text.
 
         Raises:
             ContextLengthError: a prompt does not fit.
@@ -158,7 +299,14 @@ class PocketEngine:
                 visual.features[i, : len(feature)] = feature
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(ids.device)):
             prefix = self.model.prefix(ids, valid, media, words, visual)
-        return PocketDenoiser(self.model, prefix, places, join([table or SlotTable.none(answer_cells)] * len(prompts), answer_cells))
+        table = SlotTable.none(answer_cells) if scaffold is None else SlotTable.of(scaffold)
+        return PocketDenoiser(self.model, prefix, places, join([table] * len(prompts), answer_cells))
+
+
+def user_turn(text: str) -> list[Message]:
+    """A conversation of one picture and one text, the picture to be given later."""
+    parts: tuple[Any, ...] = (ImagePart("picture"), TextPart(text)) if text else (ImagePart("picture"),)
+    return [Message("user", parts)]
 
 
 def _places(length: int, spans: Sequence[Any], kept: Sequence[VisualTokens]) -> Places:

@@ -12,19 +12,18 @@ from typing import Any
 import torch
 
 from vision.loading import load_image
+from vision.reader import ReaderConfig
 from vision.reading import Reading
 from vision.tokens import THING, text_of
-from vlm.backbone.slots import SlotTable
-from vlm.checkpoint import load_pocket
+from vlm.checkpoint import is_pocket, load_pocket
 from vlm.decoding.canvas import MASK, Canvas
-from vlm.decoding.loop import Frame, Recipe, decode
-from vlm.decoding.presets import DEFAULT, preset
-from vlm.decoding.stops import EndOfText
-from vlm.engine import PocketDenoiser, PocketEngine
+from vlm.decoding.contracts import Denoiser
+from vlm.decoding.loop import Frame, decode
+from vlm.decoding.stops import EndOfText, Never
+from vlm.engine import Engine, Plan, PocketEngine, user_turn
 from vlm.errors import ContextLengthError, DecodingError, ImageError, OptionError, PromptError, VLMError
-from vlm.processor.messages import ImagePart, Message, Messages, TextPart
+from vlm.processor.messages import Messages
 from vlm.processor.prompt import Prompt
-from vlm.processor.template import POCKET
 from vlm.results import Box, Item, Line, Result, Usage
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
@@ -55,7 +54,7 @@ class _Seen:
     index: int
     source: str
     warnings: tuple[str, ...]
-    reading: Reading
+    reading: Any
     ms: float
 
 
@@ -75,30 +74,39 @@ class DiffusionVLM:
     a list of results out, computed as batches.
     """
 
-    def __init__(self, engine: PocketEngine, name: str = "pocket", batch_size: int = 8) -> None:
+    def __init__(self, engine: Engine, name: str = "pocket", batch_size: int = 8) -> None:
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}", remedy="use 1 or more")
         self.engine, self.name, self.batch_size = engine, name, batch_size
         self.tokenizer = engine.tokenizer
-        special = self.tokenizer.special
-        self._eos = special["<|eos|>"]
-        self._free_ban = tuple(i for i in self.tokenizer.control_ids if i not in (self._eos, special["<|pad|>"]))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None) -> DiffusionVLM:
+    def from_pretrained(
+        cls, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None
+    ) -> DiffusionVLM:
         """Load a model.
 
         Args:
-            path: folder of a checkpoint in our layout; None loads pocket, the model shipped with the package.
-            device: only 'cpu' in this version. dtype: 'float32' (weights; matrices run in bf16 where that is faster).
+            path: folder of a checkpoint, ours or published, or the id of a Hub repository; None loads pocket, the model
+                shipped with the package.
+            device: 'cpu' (the default), for published checkpoints any of torch's. dtype: of the weights; pocket has float32
+                (its matrices run in bf16 where that is faster), others 'float32', 'bfloat16', 'float16', by default as stored.
+            variant: of checkpoints whose config.json cannot tell it (see the family's page), by default read off the name.
+            tower: folder of the base vision tower, for published checkpoints without one or with one of unknown sizes.
 
         Raises:
-            CheckpointError: missing or damaged files, wrong shapes. OptionError: unknown device or dtype.
+            CheckpointError: missing or damaged files, wrong shapes. OptionError: unknown device, dtype or variant.
         """
+        if path is not None and not is_pocket(path):
+            from vlm.published import PublishedEngine
+
+            return cls(PublishedEngine.open(path, device=device, dtype=dtype, variant=variant, tower=tower), Path(path).name)
         if device not in (None, "cpu"):
             raise OptionError(f"device {device!r} is not supported by pocket yet", remedy="use 'cpu'")
         if dtype not in (None, "float32"):
             raise OptionError(f"dtype {dtype!r} is not supported by pocket", remedy="use 'float32'")
+        if variant is not None or tower is not None:
+            raise OptionError("pocket has neither variants nor another tower", remedy="leave variant and tower out")
         model, tokenizer, name = load_pocket(path)
         return cls(PocketEngine(model, tokenizer), name)
 
@@ -128,12 +136,12 @@ class DiffusionVLM:
         Raises:
             SchemaError: with the JSON pointer of the culprit.
         """
-        scaffold = compile_scaffold(parse_schema(schema), self.tokenizer)
-        recipe = self._recipe(decoding)
+        scaffold = compile_scaffold(parse_schema(schema), self.tokenizer, symbols=self.engine.symbols)
+        plan = self.engine.plan(decoding)
 
-        def run(readings: list[Reading]) -> list[Result]:
-            prompts = [self._prompt("") for _ in readings]
-            return self._fill(prompts, [[r] for r in readings], scaffold, recipe)
+        def run(readings: list[Any]) -> list[Result]:
+            prompts = [self._prompt(self.engine.extraction(scaffold), plan) for _ in readings]
+            return self._fill(prompts, [[r] for r in readings], scaffold, plan)
 
         return self._over(images, run, on_error)
 
@@ -145,12 +153,13 @@ class DiffusionVLM:
             box when nothing on the screen was pointed at.
         """
         _check_words(instruction, "instruction")
+        self._pocket("ground")
         scaffold = compile_scaffold(parse_schema(GROUND_SCHEMA), self.tokenizer)
-        recipe = self._recipe(decoding)
+        plan = self.engine.plan(decoding)
 
         def run(readings: list[Reading]) -> list[Result]:
-            prompts = [self._prompt(instruction) for _ in readings]
-            filled = self._fill(prompts, [[r] for r in readings], scaffold, recipe)
+            prompts = [self._prompt(instruction, plan) for _ in readings]
+            filled = self._fill(prompts, [[r] for r in readings], scaffold, plan)
             return [_grounded(result, reading) for result, reading in zip(filled, readings, strict=True)]
 
         return self._over(images, run, on_error)
@@ -160,14 +169,16 @@ class DiffusionVLM:
 
         The tower reads by itself here; the backbone is not asked, so ``usage.forwards`` is 0.
         """
+        config = self._pocket("read").model.config.reader
 
         def run(readings: list[Reading]) -> list[Result]:
-            return [self._lines(r) for r in readings]
+            return [_lines(r, config) for r in readings]
 
         return self._over(images, run, on_error)
 
     def objects(self, images: Images, *, on_error: str | None = None) -> Any:
         """Objects and widgets of each image as ``items``, by the tower alone, from top to bottom."""
+        self._pocket("objects")
 
         def run(readings: list[Reading]) -> list[Result]:
             return [self._items(r) for r in readings]
@@ -196,17 +207,17 @@ class DiffusionVLM:
 
         Everything that can be wrong with the request is raised by the call itself, not by the first step.
         """
-        recipe = self._recipe(decoding)
+        plan = self.engine.plan(decoding)
         _check_cells(max_new_tokens)
-        prompt = POCKET.build(messages, self.tokenizer)
-        seen = [self._look(i, image) for i, image in enumerate(prompt.images)]
+        prompt = self.engine.prompt(messages, plan)
         start = time.perf_counter()
-        denoiser = self.engine.denoiser([prompt], [[s.reading for s in seen]], max_new_tokens)
-        ms = (time.perf_counter() - start) * 1000 + sum(s.ms for s in seen)
-        return self._stream(denoiser, max_new_tokens, recipe, ms, tuple(f"{s.source}: {w}" for s in seen for w in s.warnings))
+        loaded = [load_image(image) for image in prompt.images]
+        denoiser = self.engine.denoiser([prompt], [self.engine.see_all([image.rgb for image in loaded])], max_new_tokens, plan)
+        ms = (time.perf_counter() - start) * 1000
+        return self._stream(denoiser, max_new_tokens, plan, ms, tuple(f"{image.source}: {w}" for image in loaded for w in image.warnings))
 
-    def _stream(self, denoiser: PocketDenoiser, cells: int, recipe: tuple[Recipe, int], ms: float, warnings: tuple[str, ...]) -> Iterator[Partial]:
-        for part in self._free(denoiser, 1, cells, recipe):
+    def _stream(self, denoiser: Denoiser, cells: int, plan: Plan, ms: float, warnings: tuple[str, ...]) -> Iterator[Partial]:
+        for part in self._free(denoiser, 1, cells, plan):
             if part.result is not None:
                 result = _charged(part.result[0], ms)
                 part = replace(part, result=[replace(result, warnings=(*warnings, *result.warnings))])
@@ -214,31 +225,19 @@ class DiffusionVLM:
 
     def info(self) -> dict[str, Any]:
         """Name, sizes and limits of the model."""
-        config = self.engine.model.config
-        count = {part: sum(p.numel() for p in getattr(self.engine.model, part).parameters()) for part in ("tower", "adapter", "backbone")}
-        return {
-            "name": self.name, "family": "pocket", "parameters": {**count, "total": sum(count.values())}, "dtype": "float32",
-            "vocab_size": config.backbone.vocab_size, "context": config.backbone.max_position_embeddings,
-            "layers": config.backbone.num_layers, "hidden_size": config.backbone.hidden_size, "default_preset": DEFAULT,
-        }  # fmt: skip
+        return {"name": self.name, **self.engine.info()}
 
     # ------------------------------------------------------------- machinery
 
-    def _prompt(self, text: str) -> Prompt:
-        """One picture and one text, as the training pages had it."""
-        parts: tuple[Any, ...] = (ImagePart("picture"), TextPart(text)) if text else (ImagePart("picture"),)
-        return POCKET.build([Message("user", parts)], self.tokenizer)
+    def _prompt(self, text: str, plan: Plan | None = None) -> Prompt:
+        """One picture and one text."""
+        return self.engine.prompt(user_turn(text), plan or self.engine.plan({}))
 
-    @staticmethod
-    def _recipe(decoding: dict[str, Any]) -> tuple[Recipe, int]:
-        options = dict(decoding)
-        seed = options.pop("seed", 0)
-        if not isinstance(seed, int):
-            raise OptionError(f"seed is {seed!r}", remedy="use an integer")
-        name = options.pop("preset", None) or DEFAULT
-        if name == "dimple":
-            options.setdefault("gamma", 0.9)
-        return preset(name, **options), seed
+    def _pocket(self, task: str) -> PocketEngine:
+        """The engine, for what only the embedded model's tower and copy head can do."""
+        if not isinstance(self.engine, PocketEngine):
+            raise OptionError(f"{self.name} cannot {task}: it has no reading tower and does not point", remedy="use ask or extract, or the model pocket")
+        return self.engine
 
     def _over(self, images: Images, run: Callable[[list[Reading]], list[Result]], on_error: str | None) -> Any:
         """Load, read and run in batches; bad images become rows or raise."""
@@ -285,27 +284,29 @@ class DiffusionVLM:
             rows[seen.index] = replace(_charged(result, seen.ms), source=seen.source, warnings=(*seen.warnings, *result.warnings))
 
     def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
-        recipe = self._recipe(decoding)
+        plan = self.engine.plan(decoding)
         _check_cells(cells)
 
-        def run(readings: list[Reading]) -> list[Result]:
+        def run(readings: list[Any]) -> list[Result]:
             start = time.perf_counter()
-            denoiser = self.engine.denoiser([self._prompt(question) for _ in readings], [[r] for r in readings], cells)
+            denoiser = self.engine.denoiser([self._prompt(question, plan) for _ in readings], [[r] for r in readings], cells, plan)
             share = (time.perf_counter() - start) * 1000 / len(readings)
             results: list[Result] = []
-            for part in self._free(denoiser, len(readings), cells, recipe):
+            for part in self._free(denoiser, len(readings), cells, plan):
                 results = part.result or results
             return [_charged(result, share) for result in results]
 
         return self._over(images, run, on_error)
 
-    def _free(self, denoiser: PocketDenoiser, rows: int, cells: int, recipe: tuple[Recipe, int]) -> Iterator[Partial]:
+    def _free(self, denoiser: Denoiser, rows: int, cells: int, plan: Plan) -> Iterator[Partial]:
         """Free text behind encoded prompts: a canvas of open cells that ends at the end token."""
         start = time.perf_counter()
-        special = self.tokenizer.special
-        canvas = Canvas.blank(rows, cells, mask_id=special["<|mask|>"], pad_id=special["<|pad|>"])
-        full = recipe[0].with_parts(banned=self._free_ban, stop=EndOfText((self._eos,)))
-        for frame in decode(denoiser, canvas, full, seed=recipe[1]):
+        symbols, recipe = self.engine.symbols, plan.recipe
+        canvas = Canvas.blank(rows, cells, mask_id=symbols.mask, pad_id=symbols.pad)
+        banned = self.engine.banned(plan, None)
+        stop = EndOfText(self.engine.stop_ids) if isinstance(recipe.stop, Never) else recipe.stop
+        full = recipe.with_parts(banned=banned, stop=stop)
+        for frame in decode(denoiser, canvas, full, seed=plan.seed):
             yield Partial(frame, [self._show(row, state) for row, state in zip(frame.ids.tolist(), frame.state.tolist(), strict=True)])
         ms = (time.perf_counter() - start) * 1000 / rows
         results = [self._answer(canvas, row, ms) for row in range(rows)]
@@ -316,7 +317,7 @@ class DiffusionVLM:
         """A row as it stands: masks as dots, nothing after the end token."""
         text, known = "", []
         for token, how in zip(ids, state, strict=True):
-            if how != MASK and token == self._eos:
+            if how != MASK and token in self.engine.stop_ids:
                 break
             if how != MASK:
                 known.append(token)  # decoded as a run: a character may be spelled by several byte tokens
@@ -327,37 +328,31 @@ class DiffusionVLM:
 
     def _answer(self, canvas: Canvas, row: int, ms: float) -> Result:
         ids = canvas.ids[row].tolist()
-        end = ids.index(self._eos) if self._eos in ids else len(ids)
+        end = next((i for i, token in enumerate(ids) if token in self.engine.stop_ids), len(ids))
         sure = canvas.commit_confidence[row, : min(end + 1, len(ids))]
         kept = [i for i in ids[:end] if i not in self.tokenizer.control_ids]
         usage = Usage(int(canvas.step[row]), int(canvas.forwards[row]), end, ms)
         cut = () if end < len(ids) else (f"the answer filled all {end} cells and may be cut off; raise max_new_tokens",)
         return Result(self.tokenizer.decode(kept).strip(), confidence=float(sure.prod()), warnings=cut, usage=usage)
 
-    def _fill(self, prompts: list[Prompt], pictures: list[list[Reading]], scaffold: Scaffold, recipe: tuple[Recipe, int]) -> list[Result]:
+    def _fill(self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan) -> list[Result]:
         """Fill the slots of a scaffold behind prompts."""
         start = time.perf_counter()
-        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), SlotTable.of(scaffold))
-        special = self.tokenizer.special
+        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), plan, scaffold)
+        symbols, recipe = self.engine.symbols, plan.recipe
         rows = scaffold.to_canvas_rows()
         cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
-        canvas = Canvas.from_rows([cells] * len(prompts), mask_id=special["<|mask|>"], pad_id=special["<|pad|>"], slot_index=[rows.slot_index] * len(prompts))
-        proposer = recipe[0].proposer
-        temperature = float(getattr(proposer, "temperature", 0.0))
-        engine = SlotEngine(scaffold, temperature=temperature, generator=torch.Generator().manual_seed(recipe[1]) if temperature else None)
-        banned = tuple(i for i in self.tokenizer.control_ids if i not in (special["<|pad|>"], special["<|null|>"]))
-        for _ in decode(denoiser, canvas, recipe[0].with_parts(joint=engine, banned=banned), seed=recipe[1]):
+        canvas = Canvas.from_rows([cells] * len(prompts), mask_id=symbols.mask, pad_id=symbols.pad, slot_index=[rows.slot_index] * len(prompts))
+        temperature = float(getattr(recipe.proposer, "temperature", 0.0))
+        slots = SlotEngine(scaffold, temperature=temperature, generator=torch.Generator().manual_seed(plan.seed) if temperature else None)
+        banned = self.engine.banned(plan, scaffold)
+        for _ in decode(denoiser, canvas, recipe.with_parts(joint=slots, banned=banned, stop=Never()), seed=plan.seed):
             pass
         ms = (time.perf_counter() - start) * 1000 / len(prompts)
         return [self._data(canvas, row, scaffold, denoiser, ms) for row in range(len(prompts))]
 
-    def _data(self, canvas: Canvas, row: int, scaffold: Scaffold, denoiser: PocketDenoiser, ms: float) -> Result:
-        places = denoiser.places[row]
-        source = canvas.source[row].tolist()
-
-        def locate(cells: list[int]) -> Box | None:
-            return places.union([source[c] for c in cells])
-
+    def _data(self, canvas: Canvas, row: int, scaffold: Scaffold, denoiser: Denoiser, ms: float) -> Result:
+        locate = self.engine.locator(denoiser, canvas, row)
         data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=locate)
         status = "forced" if any(f.forced for f in fields.values()) else "ok"
         sure = min((f.confidence for f in fields.values()), default=1.0)
@@ -365,15 +360,8 @@ class DiffusionVLM:
         usage = Usage(int(canvas.step[row]), int(canvas.forwards[row]), written, ms)
         return Result(json.dumps(data, ensure_ascii=False), data, confidence=sure, fields=fields, status=status, warnings=scaffold.warnings(data), usage=usage)
 
-    def _lines(self, reading: Reading) -> Result:
-        rows = text_of(reading.tokens, self.engine.model.config.reader.alphabet)
-        lines = tuple(Line(text, box, sure) for text, box, sure in rows)
-        total = sum(len(line.text) for line in lines)
-        sure = sum(line.confidence * len(line.text) for line in lines) / total if total else 1.0
-        return Result("\n".join(line.text for line in lines), lines=lines, confidence=sure, usage=Usage(tokens=total))
-
     def _items(self, reading: Reading) -> Result:
-        config, tokens = self.engine.model.config.reader, reading.tokens
+        config, tokens = self._pocket("objects").model.config.reader, reading.tokens
         items = []
         for i in range(len(tokens)):
             if tokens.kind[i] != THING:
@@ -383,6 +371,14 @@ class DiffusionVLM:
             items.append(Item(config.things[tokens.classes[i, 0] - 1], color, (x0, y0, x1, y1), float(tokens.score[i])))
         sure = min((item.confidence for item in items), default=1.0)
         return Result(", ".join(f"{i.color or ''} {i.kind}".strip() for i in items), items=tuple(items), confidence=sure)
+
+
+def _lines(reading: Reading, config: ReaderConfig) -> Result:
+    rows = text_of(reading.tokens, config.alphabet)
+    lines = tuple(Line(text, box, sure) for text, box, sure in rows)
+    total = sum(len(line.text) for line in lines)
+    sure = sum(line.confidence * len(line.text) for line in lines) / total if total else 1.0
+    return Result("\n".join(line.text for line in lines), lines=lines, confidence=sure, usage=Usage(tokens=total))
 
 
 def _check_words(words: Any, what: str) -> None:

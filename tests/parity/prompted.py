@@ -11,13 +11,14 @@ from torch import Tensor
 
 from tests.parity.cases import Case, Checks, Fixture
 from tests.parity.common import shifted
-from tests.parity.vision import document, expected, picture
+from tests.parity.vision import expected, picture
 from vlm.backbone.inputs import Inputs, deepstack
 from vlm.backbone.model import DiffusionBackbone
 from vlm.checkpoints.load import Loaded
 from vlm.decoding.canvas import Canvas
 from vlm.processor.prompt import Prompt, PromptLayout
 from vlm.processor.template import Template
+from vlm.published import PublishedEngine
 
 
 @dataclass
@@ -70,16 +71,14 @@ class Prompts:
 
     def of(self, case: Case) -> Prompted:
         """The prompts of a case of kind 'prompt'."""
-        loaded = case.fixture.model()
-        template = self.template(loaded.family.template)
-        prompts = [template.build(row, case.fixture.tokenizer) for row in conversations(case)]
-        patches = loaded.config.vision.preprocessing(document(case.fixture, "preprocessor_config.json"))
-        model: Any = loaded.model
-        seen = [model.see(prompt.images, patches) for prompt in prompts]
-        layouts = [prompt.lay_out([len(p.features) for p in row]) for prompt, row in zip(prompts, seen, strict=True)]
-        merge = getattr(model.tower, "merge", 1)
-        grids = [[1, p.grid[0] * merge, p.grid[1] * merge] for row in seen for p in row]
-        return Prompted(prompts, layouts, grids, model.encode(layouts, seen))
+        engine = PublishedEngine(case.fixture.model(), case.fixture.tokenizer)
+        template = self.template(engine.family.template)
+        prompts = [template.build(row, engine.tokenizer) for row in conversations(case)]
+        seen = [engine.see_all(prompt.images) for prompt in prompts]
+        layouts = [prompt.lay_out([len(p) for p in row]) for prompt, row in zip(prompts, seen, strict=True)]
+        merge = getattr(engine.model.tower, "merge", 1)
+        grids = [[1, *(n * merge for n in p.grid)] for row in seen for p in row if p.grid is not None]
+        return Prompted(prompts, layouts, grids, engine.inputs(prompts, seen))
 
     def check(self, case: Case, checks: Checks) -> None:
         """Spelling, ids, positions, grids and embeddings of a case of kind 'prompt'."""

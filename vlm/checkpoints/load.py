@@ -27,7 +27,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass
 class Loaded:
-    """A loaded checkpoint. `generation` is its generation_config.json, {} without one."""
+    """A loaded checkpoint. `generation` is its generation_config.json, {} without one; `notes` is what the user should know."""
 
     family: Family
     config: ModelConfig
@@ -35,6 +35,7 @@ class Loaded:
     folder: Path
     diff: KeyDiff
     generation: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -67,12 +68,15 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     return data
 
 
-def inspect(path: str | Path, *, family: str | None = None, vocab_rows: int | None = None, head_rows: int | None = None) -> Inspected:
+def inspect(
+    path: str | Path, *, family: str | None = None, vocab_rows: int | None = None, head_rows: int | None = None, overrides: Mapping[str, Any] | None = None
+) -> Inspected:
     """Read configuration and headers, and compare.
 
     Args:
         path: folder of the checkpoint. family: by name, when config.json does not tell.
         vocab_rows, head_rows: keep only so many rows of embedding and head (published builders cut to the tokenizer).
+        overrides: keys laid over config.json (``mm_vision_tower`` for a base tower in a local folder).
 
     Raises:
         CheckpointError: no such folder, unknown family, unsupported configuration, damaged files.
@@ -80,7 +84,7 @@ def inspect(path: str | Path, *, family: str | None = None, vocab_rows: int | No
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError("there is no such folder", source=str(folder), remedy="name a local checkpoint folder")
-    data = read_json(folder / "config.json")
+    data = {**read_json(folder / "config.json"), **(overrides or {})}
     source = str(folder / "config.json")
     if family is not None and family not in families():
         raise CheckpointError(f"there is no family {family!r}", source=source, remedy=f"known: {', '.join(sorted(families()))}")
@@ -94,7 +98,7 @@ def inspect(path: str | Path, *, family: str | None = None, vocab_rows: int | No
 
 def load(
     path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", family: str | None = None,
-    vocab_rows: int | None = None, head_rows: int | None = None,
+    vocab_rows: int | None = None, head_rows: int | None = None, overrides: Mapping[str, Any] | None = None,
 ) -> Loaded:  # fmt: skip
     """Load a published checkpoint.
 
@@ -103,17 +107,23 @@ def load(
 
     Args:
         path: folder with config.json and safetensors. dtype: of all floating-point parameters; None keeps what is stored.
-        device: where parameters go. family, vocab_rows, head_rows: see :func:`inspect`.
+        device: where parameters go. family, vocab_rows, head_rows, overrides: see :func:`inspect`.
 
     Raises:
         CheckpointError: naming file and key, before anything large is allocated.
     """
-    found = inspect(path, family=family, vocab_rows=vocab_rows, head_rows=head_rows)
+    found = inspect(path, family=family, vocab_rows=vocab_rows, head_rows=head_rows, overrides=overrides)
     model = on_meta(lambda: found.family.build(found.config))
     check(found.diff, found.shards, found.family.name)
     _check_cover(found, model.state_dict())
+    if found.diff.lacking and found.family.complete is None:
+        raise CheckpointError(f"missing keys: {', '.join(found.diff.lacking[:5])}", source=str(path))
     fill(model, found.weights, found.shards, dtype, torch.device(device))
-    return Loaded(found.family, found.config, model.eval(), Path(path), found.diff, read_json(Path(path) / "generation_config.json", required=False))
+    notes = ()
+    if found.diff.lacking and found.family.complete is not None:
+        notes = (found.family.complete(model, found.config, found.diff.lacking, dtype, torch.device(device)),)
+    generation = read_json(Path(path) / "generation_config.json", required=False)
+    return Loaded(found.family, found.config, model.eval(), Path(path), found.diff, generation, notes)
 
 
 class _Bare(TorchFunctionMode):

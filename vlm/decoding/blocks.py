@@ -32,15 +32,29 @@ def block_rule(numbers: Tensor) -> Tensor:
     return numbers.unsqueeze(2) >= numbers.unsqueeze(1)
 
 
-def entry_blocks(lengths: Tensor, cells: int, block: int, tail: PromptTail, width: int | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a model: their length, where the recipe does not say, and where they begin."""
+
+    length: int
+    tail: PromptTail = "shared"
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise OptionError(f"block_length is {self.length}", remedy="use 1 or more")
+        if self.tail not in get_args(PromptTail):
+            raise OptionError(f"unknown place of blocks {self.tail!r}", remedy=f"use one of {', '.join(get_args(PromptTail))}")
+
+
+def entry_blocks(lengths: Tensor, cells: int, blocks: Blocks, width: int | None = None) -> Tensor:
     """[B, P + cells] block numbers of prompts (padded on the right to P) and the canvas behind them.
 
     Args:
-        lengths: [B] of the prompts. block: length of a block. width: P, the longest prompt if None.
+        lengths: [B] of the prompts. width: P, the longest prompt if None.
     """
-    width = int(lengths.max()) if width is None else width
+    width, block = int(lengths.max()) if width is None else width, blocks.length
     ahead, prompt = torch.arange(cells, device=lengths.device), torch.arange(width, device=lengths.device)
-    if tail == "shared":
+    if blocks.tail == "shared":
         answer = (lengths.unsqueeze(1) + ahead) // block
     else:
         answer = (lengths.unsqueeze(1) + block - 1) // block + ahead // block
@@ -84,17 +98,12 @@ class BlockDenoiser:
 
     Args:
         backbone: the model. inputs: prompts, padded on the right.
-        block: length of a block, where the recipe does not say.
-        tail: where blocks begin.
+        blocks: of the family.
     """
 
-    def __init__(self, backbone: DiffusionBackbone, inputs: Inputs, block: int, tail: PromptTail = "shared") -> None:
-        if block < 1:
-            raise OptionError(f"block_length is {block}", remedy="use 1 or more")
-        if tail not in get_args(PromptTail):
-            raise OptionError(f"unknown place of blocks {tail!r}", remedy=f"use one of {', '.join(get_args(PromptTail))}")
+    def __init__(self, backbone: DiffusionBackbone, inputs: Inputs, blocks: Blocks) -> None:
         self.backbone, self.device = backbone, backbone.token_embed.weight.device
-        self.inputs, self.block, self.tail = inputs.to(self.device), block, tail
+        self.inputs, self.block, self.tail = inputs.to(self.device), blocks.length, blocks.tail
         self.vocab_size = backbone.config.logit_size
         self.cache: PrefixCache | None = None
         self.done = torch.zeros(len(inputs.embeds), dtype=torch.long)  # [B] blocks of the answer in the cache
@@ -192,17 +201,3 @@ class BlockDenoiser:
             torch.cat((inputs.embeds[picked, column], embeds), dim=1), torch.cat((inputs.positions[picked, column], positions), dim=1),
             torch.cat((there, valid), dim=1), deep,
         )  # fmt: skip
-
-
-def in_blocks(inputs: Inputs, tail: PromptTail, block: int, cells: int) -> Tensor:
-    """[B, P + cells, P + cells] the attention rule of a whole sequence in one pass (prompts padded on the right)."""
-    return block_rule(entry_blocks(inputs.lengths, cells, block, tail, inputs.valid.shape[1]))
-
-
-def rounded_up(inputs: Inputs, tail: PromptTail, block: int, cells: int) -> int:
-    """Cells of a canvas of at least `cells` that ends with a whole block in every row (one length for all rows if they agree)."""
-    filled = [int(n) % block if tail == "shared" else 0 for n in inputs.lengths]
-    return max(-(-(f + cells) // block) * block - f for f in filled)
-
-
-__all__ = ["AlignedBlocks", "BlockDenoiser", "PromptTail", "block_rule", "entry_blocks", "in_blocks", "rounded_up"]

@@ -26,6 +26,7 @@ from vlm.decoding.contracts import (
     StopRule,
     Window,
 )
+from vlm.decoding.initializers import commit_first_cell
 from vlm.decoding.proposers import Ban, SampleProposer
 from vlm.decoding.quotas import DimpleQuota
 from vlm.decoding.scorers import ConfidenceScorer
@@ -45,6 +46,7 @@ class Recipe:
             steps may commit nothing.
         pooled: the open cells of all rows compete for one quota and one guarantee, as in Dream's and Dimple's released code;
             rows then depend on each other. For comparison only.
+        first_cell: commit the first cell from the prompt alone before the loop (LaViDa-Dream behind a prefix cache).
         transforms: further links of the logit chain; joint: proposer of scaffold slots.
     """
 
@@ -60,6 +62,7 @@ class Recipe:
     max_forwards: int | None = None
     reference_quirks: bool = False
     pooled: bool = False
+    first_cell: bool = False
     transforms: tuple[LogitTransform, ...] = ()
     joint: JointProposer | None = None
 
@@ -99,6 +102,8 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Se
         DecodingError: a part breaks its contract (it names which).
     """
     noise = noise or Noise(seed, canvas.ids.shape[0])
+    if recipe.first_cell and recipe.joint is None:
+        commit_first_cell(denoiser, canvas, recipe.banned)
     window = _window(denoiser, recipe).start(canvas)
     shared = canvas.pooled() if recipe.pooled else canvas
     quota = recipe.quota.start(shared) if recipe.quota else None

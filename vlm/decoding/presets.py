@@ -11,13 +11,16 @@ from vlm.decoding.loop import Recipe
 from vlm.decoding.proposers import EndPenalty, SampleProposer
 from vlm.decoding.quotas import DimpleQuota, DreamQuota, TableQuota
 from vlm.decoding.scorers import ConfidenceScorer
+from vlm.decoding.stops import StopAt
 from vlm.decoding.windows import BlockWindow, FullWindow
 from vlm.errors import OptionError
 
-_COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "banned": (), "reference_quirks": False}
-_LLADA = {"steps_per_block": 32, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
-_DREAM = {"steps": 512, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3}
+_COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "banned": (), "stop_at": (), "reference_quirks": False}
+_LLADA = {"steps_per_block": 32, "step_ratio": None, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
 _PENALTY: dict[str, Any] = {"end_penalty": 0.0, "penalised": (), "pooled": False}
+_DREAM = {
+    "steps": 512, "step_ratio": None, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3, "first_cell": False, **_PENALTY,
+}  # fmt: skip
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -29,10 +32,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lavida-cosine": {**_LLADA, "shape": "cosine", "shift": 1.0, "steps_per_block": 16},
     "threshold": {"threshold": 0.9, "block_length": 32, "sampling": "gumbel", "score": "prob"},
     "factor": {"factor": 1.0, "block_length": 32, "sampling": "gumbel", "score": "prob"},
-    "dream-origin": {"steps": 512, "eps": 1e-3, "sampling": "multinomial", **_PENALTY},
-    "dream-maskgit-plus": {**_DREAM, **_PENALTY, "score": "prob"},
-    "dream-topk-margin": {**_DREAM, **_PENALTY, "score": "margin"},
-    "dream-entropy": {**_DREAM, **_PENALTY, "score": "entropy"},
+    "dream-origin": {"steps": 512, "eps": 1e-3, "sampling": "multinomial", "first_cell": False, **_PENALTY},
+    "dream-maskgit-plus": {**_DREAM, "score": "prob"},
+    "dream-topk-margin": {**_DREAM, "score": "margin"},
+    "dream-entropy": {**_DREAM, "score": "entropy"},
     "one-by-one": {"score": "prob", "sampling": "gumbel"},
 }  # fmt: skip
 DEFAULT = "dimple"
@@ -43,7 +46,8 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
 
     Args:
         name: one of :data:`PRESETS`.
-        options: any of the preset's own options and temperature, top_k, top_p, max_forwards, banned (ids), reference_quirks.
+        options: any of the preset's own options and temperature, top_k, top_p, max_forwards, banned (ids), stop_at (ids, or
+            runs of ids: nothing is decoded from there on), reference_quirks.
 
     Raises:
         OptionError: unknown name or option; the message lists what there is.
@@ -60,6 +64,8 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
         parts = _BUILDERS[name.split("-")[0]](o)
     except TypeError as error:
         raise OptionError(f"an option of preset {name!r} has the wrong type: {error}", remedy="see vlm.decoding.presets.PRESETS") from error
+    if o["stop_at"]:
+        parts["stop"] = StopAt(tuple((run,) if isinstance(run, int) else tuple(run) for run in o["stop_at"]))
     common = {"max_forwards": o["max_forwards"], "banned": tuple(o["banned"]), "reference_quirks": o["reference_quirks"]}
     return Recipe(proposer=proposer, **common, **parts)
 
@@ -74,20 +80,21 @@ def _window(length: int | None) -> BlockWindow | FullWindow:
 
 
 def _llada(o: dict[str, Any]) -> dict[str, Any]:
-    quota = TableQuota(o["steps_per_block"], o.get("shape", "even"), o.get("shift", 1 / 3))
+    quota = TableQuota(o["steps_per_block"], o.get("shape", "even"), o.get("shift", 1 / 3), o["step_ratio"], o["block_length"])
     scorer = ConfidenceScorer(o["score"], ignore=tuple(o["ignore_confidence_of"]))
     return {"window": _window(o["block_length"]), "scorer": scorer, "quota": quota, "commit": TopK()}
 
 
 def _dream(o: dict[str, Any]) -> dict[str, Any]:
-    parts: dict[str, Any] = {"pooled": o["pooled"] and o["reference_quirks"]}
+    parts: dict[str, Any] = {"pooled": o["pooled"] and o["reference_quirks"], "first_cell": o["first_cell"]}
     if o["end_penalty"]:
         parts["transforms"] = (EndPenalty(tuple(o["penalised"]), o["end_penalty"], o["steps"], o["eps"]),)
     if "score" not in o:
         return {**parts, "scorer": ConfidenceScorer("prob", filtered=True), "quota": None, "commit": Bernoulli(o["steps"], o["eps"])}
-    scorer = ConfidenceScorer(o["score"], filtered=True)
-    quota = DreamQuota(o["steps"], o["eps"]) if o["shape"] is None else TableQuota(o["steps"], o["shape"], o["shift"])
-    return {**parts, "scorer": scorer, "quota": quota, "commit": TopK(o["alg_temp"])}
+    quota: DreamQuota | TableQuota = DreamQuota(o["steps"], o["eps"], o["step_ratio"])
+    if o["shape"] is not None:
+        quota = TableQuota(o["steps"] or 512, o["shape"], o["shift"], o["step_ratio"])
+    return {**parts, "scorer": ConfidenceScorer(o["score"], filtered=True), "quota": quota, "commit": TopK(o["alg_temp"])}
 
 
 def _threshold(o: dict[str, Any]) -> dict[str, Any]:

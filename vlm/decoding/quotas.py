@@ -24,6 +24,12 @@ def check_times(steps: int, eps: float = 1e-3) -> None:
         raise OptionError(f"eps is {eps}", remedy="use a number in [0, 1)")
 
 
+def check_ratio(ratio: float | None) -> None:
+    """OptionError unless a step ratio lies in (0, 1] or is None."""
+    if ratio is not None and not 0 < ratio <= 1:
+        raise OptionError(f"step_ratio is {ratio}", remedy="use a number in (0, 1]")
+
+
 #: Curves of :func:`shaped_table`.
 SHAPES = ("shift", "cosine", "linear", "logit_normal")
 
@@ -91,23 +97,28 @@ class TableQuota:
     Args:
         steps: steps per block. shape: 'even' (LLaDA), or one of :data:`SHAPES` (LaViDa). shift: see
             :func:`shaped_table`.
+        ratio: instead of `steps`, steps per cell of a block of `block` cells, or of the canvas where that is shorter.
     """
 
     steps: int
     shape: str = "even"
     shift: float = 1 / 3
+    ratio: float | None = None
+    block: int | None = None
     _block: list[int] = field(default_factory=list, repr=False)
     _table: list[list[int]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         check_times(self.steps)
+        check_ratio(self.ratio)
         if self.shape != "even" and self.shape not in SHAPES:
             raise OptionError(f"unknown schedule {self.shape!r}", remedy=f"use 'even' or one of {', '.join(SHAPES)}")
 
     def start(self, canvas: Canvas) -> TableQuota:
         """A copy without history."""
-        rows = canvas.ids.shape[0]
-        return TableQuota(self.steps, self.shape, self.shift, [-1] * rows, [[] for _ in range(rows)])
+        rows, length = canvas.ids.shape
+        steps = self.steps if self.ratio is None else max(1, int(min(self.block or length, length) * self.ratio))
+        return TableQuota(steps, self.shape, self.shift, None, None, [-1] * rows, [[] for _ in range(rows)])
 
     def __call__(self, step: Step, block: Tensor) -> Tensor:
         """[B] counts."""
@@ -131,24 +142,31 @@ class DreamQuota:
     """Dream's schedule, :func:`dream_count` of each row's open cells.
 
     Args:
-        steps: of the whole run. eps: last time.
+        steps: of the whole run; None: as many as the canvas has cells. eps: last time.
+        ratio: stop after so many steps per cell and take what is left in the last (LaViDa-Dream's `step_ratio`, which cuts
+            the loop and not the times).
     """
 
-    steps: int
+    steps: int | None
     eps: float = 1e-3
+    ratio: float | None = None
     _done: int = field(default=0, repr=False)
+    _cells: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
-        check_times(self.steps, self.eps)
+        check_times(1 if self.steps is None else self.steps, self.eps)
+        check_ratio(self.ratio)
 
     def start(self, canvas: Canvas) -> DreamQuota:
         """A copy at step 0."""
-        return DreamQuota(self.steps, self.eps)
+        return DreamQuota(self.steps, self.eps, self.ratio, 0, canvas.ids.shape[1])
 
     def __call__(self, step: Step, block: Tensor) -> Tensor:
         """[B] counts."""
         counts = torch.bincount(step.row, minlength=len(block)).tolist()
-        out = [dream_count(n, self._done, self.steps, self.eps) for n in counts]
+        steps = self._cells if self.steps is None else self.steps
+        last = self.ratio is not None and self._done + 1 >= max(1, int(self._cells * self.ratio))
+        out = counts if last else [dream_count(n, self._done, steps, self.eps) for n in counts]
         self._done += 1
         return torch.tensor(out)
 

@@ -32,6 +32,33 @@ class EndOfText:
 
 
 @dataclass(frozen=True)
+class StopAt:
+    """Nothing is decoded from the first stop on; the cells there stay masked for the model's eyes (LLaDA-V).
+
+    What lies left of the stop is still decoded, and may hold an earlier stop.
+
+    Args:
+        runs: runs of ids that mean a stop. Given cells may be part of one.
+    """
+
+    runs: tuple[tuple[int, ...], ...]
+
+    def __call__(self, canvas: Canvas) -> None:
+        """Freeze each row from its first stop on."""
+        length = canvas.ids.shape[1]
+        known = ~canvas.masked & canvas.valid
+        first = torch.full((canvas.ids.shape[0],), length)
+        for run in self.runs:
+            if not 0 < len(run) <= length:
+                continue
+            windows = canvas.ids.unfold(1, len(run), 1)  # [B,L-n+1,n]
+            hit = (windows == torch.tensor(run)).all(-1) & known.unfold(1, len(run), 1).all(-1)
+            where = torch.where(hit.any(1), hit.int().argmax(1), length)
+            first = torch.minimum(first, where)
+        canvas.frozen |= torch.arange(length) >= first.unsqueeze(1)
+
+
+@dataclass(frozen=True)
 class Never:
     """Only a full canvas ends the run."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from vlm.checkpoints.keymap import Weight, llama_names
 from vlm.families.dream import chatml_template, qwen_backbone
 from vlm.families.family import Family, ModelConfig, Settings
-from vlm.families.qwen_vl import QwenVision, QwenVL, qwen_vl_weights
+from vlm.families.qwen_vl import QwenVision, QwenVL, patches_of, qwen_vl_weights
 from vlm.processor.template import Frame, Special
 
 #: What stands around a picture in the chat format of Qwen2.5-VL.
@@ -19,7 +19,8 @@ def _configure(settings: Settings) -> ModelConfig:
     settings.expect(rope_scaling=None, full_attn_mask=True)
     sections = tuple(int(n) for n in settings.get("mrope_section", default=(16, 24, 24)))
     backbone = replace(qwen_backbone(settings, logit_shift=1), mrope_sections=sections)
-    return ModelConfig(backbone, QwenVision("qwen2_5_vl", dict(settings.inner("vision_config").data), act="silu", small="refuse"), settings.data)
+    patches = patches_of(settings, (3136, 12845056), small="refuse")
+    return ModelConfig(backbone, QwenVision("qwen2_5_vl", settings.inner("vision_config").data, patches, act="silu"), settings.data)
 
 
 def _weights(config: ModelConfig) -> list[Weight]:

@@ -44,12 +44,14 @@ def _weights(config: ModelConfig) -> list[Weight]:
 
 
 def chatml_template(
-    name: str, *, system: str | None = "You are a helpful assistant.", media_token: str = "<|image_pad|>", image: Frame | None = None
-) -> Template:
+    name: str, *, system: str | None = "You are a helpful assistant.", media_token: str = "<|image_pad|>", image: Frame | None = None,
+    image_gap: str = "", after_images: str = "",
+) -> Template:  # fmt: skip
     """The ChatML format of the Qwen tokenizers.
 
     Args:
         system: text used when the caller gives no system turn. image: what frames each picture.
+        image_gap, after_images: see :class:`Template`.
     """
 
     def frame(role: str) -> Frame:
@@ -57,7 +59,7 @@ def chatml_template(
 
     return Template(
         name=name, roles={role: frame(role) for role in ("system", "user", "assistant")}, answer=frame("assistant").before,
-        default_system=system, media_token=media_token, image=image or Frame(),
+        default_system=system, media_token=media_token, image=image or Frame(), image_gap=image_gap, after_images=after_images,
     )  # fmt: skip
 
 

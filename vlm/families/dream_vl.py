@@ -12,14 +12,13 @@ from typing import Any
 from vlm.checkpoints.keymap import Weight, llama_names
 from vlm.families.dream import chatml_template, qwen_backbone
 from vlm.families.family import Family, ModelConfig, Settings
-from vlm.families.qwen_vl import QwenVision, QwenVL, qwen_vl_weights
+from vlm.families.qwen_vl import QwenVision, QwenVL, patches_of, qwen_vl_weights
 
 
 def _configure(settings: Settings) -> ModelConfig:
     settings.expect(rope_scaling=None, full_attn_mask=True)
-    vision = QwenVision(
-        "qwen2_vl", dict(settings.inner("vision_config").data), act=settings.get("projector_hidden_act", default="gelu"), small="enlarge", axes=False
-    )
+    patches = patches_of(settings, (3136, 3211264), small="enlarge")
+    vision = QwenVision("qwen2_vl", settings.inner("vision_config").data, patches, settings.get("projector_hidden_act", default="gelu"), axes=False)
     return ModelConfig(qwen_backbone(settings, logit_shift=1), vision, settings.data)
 
 

@@ -6,15 +6,17 @@ A module of this package that binds `FAMILY` is a family; nothing else has to be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.model import DiffusionBackbone
 from vlm.checkpoints.keymap import Weight
+from vlm.decoding.blocks import Blocks
 from vlm.decoding.loop import Recipe
 from vlm.decoding.presets import preset
 from vlm.errors import CheckpointError, OptionError
@@ -81,11 +83,37 @@ class ModelConfig:
         backbone: sizes and switches of the language backbone.
         vision: whatever the family's tower and projector want; None for text families.
         raw: the config.json it came from, kept for writing the published layout back.
+        fill_token: spelling of the control token that fills what a slot has left behind its value; '' the padding token.
+        blocks: of models whose attention is causal over blocks.
     """
 
     backbone: BackboneConfig
     vision: Any = None
     raw: Mapping[str, Any] = field(default_factory=dict)
+    fill_token: str = ""
+    blocks: Blocks | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a model saw of a picture.
+
+    Attributes:
+        features: [T, D] in the backbone's width. size: width and height in pixels. grid: rows and columns of the features, where
+            positions need them. deep: [T, D] each, what is added behind the first blocks (``vlm.backbone.inputs.Inputs``).
+    """
+
+    features: Tensor
+    size: tuple[int, int]
+    grid: Any = None
+    deep: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+#: (model, its configuration, keys the shards lack, dtype, device) -> what was done about them, in a sentence.
+Complete = Callable[[nn.Module, ModelConfig, Sequence[str], "torch.dtype | None", torch.device], str]
 
 
 class TextModel(nn.Module):
@@ -110,10 +138,14 @@ class Family:
         template: prompt format.
         build: module of a configuration, made on the meta device by the loader; its backbone is called `backbone`.
         ignored: regular expressions of keys that may be in the shards and are not needed.
+        complete: fills what the shards lack and the key map does not require (a vision tower), and says what it did.
         attention: rule of the reference between prompt and canvas: 'full' (everything sees everything), 'prefix' (the
             prompt does not see the canvas) or 'block-causal'.
         stop: spellings of the control tokens that end an answer; all others are banned from answers.
         presets: published settings by name -> (preset, its options); default_preset: ours, of ``vlm.decoding.presets``.
+        variants: by name (the end of a checkpoint's name), keys laid over a config.json that cannot tell them itself.
+        lost_after_media: released inference loses the first token of the text behind each picture; done under
+            `reference_quirks` only.
         proven: what of this family has been checked, in a sentence.
     """
 
@@ -126,36 +158,40 @@ class Family:
     build: Callable[[ModelConfig], nn.Module] = TextModel
     keys: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    complete: Complete | None = None
     attention: str = "full"
     stop: tuple[str, ...] = ()
     presets: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     default_preset: str = "dimple"
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lost_after_media: bool = False
     proven: str = ""
 
-    def recipe(self, tokenizer: Tokenizer, logit_size: int, name: str | None = None, **options: Any) -> Recipe:
+    def recipe(self, tokenizer: Tokenizer, logit_size: int, name: str | None = None, *, restrict: bool = True, **options: Any) -> Recipe:
         """A decoding recipe for this family.
 
         Args:
             tokenizer: of the checkpoint. logit_size: columns of its logits (``BackboneConfig.logit_size``).
             name: one of the family's presets or of ``vlm.decoding.presets``; None is the family's default.
+            restrict: ban what :meth:`banned` names, unless `reference_quirks` is asked for.
             options: of the preset. Where it takes ids, control tokens may be given by their spelling.
-
-        Unless `reference_quirks` is asked for, every control token that does not end an answer is banned, and so are the
-        columns of the logits that stand for no token.
 
         Raises:
             OptionError: unknown preset, option or control token.
         """
         base, defaults = self.presets.get(name or self.default_preset, (name or self.default_preset, {}))
         chosen = {**defaults, **options}
-        for option in ("banned", "ignore_confidence_of", "penalised"):
+        for option in ("banned", "ignore_confidence_of", "penalised", "stop_at"):
             if option in chosen:
                 chosen[option] = tuple(_id(tokenizer, token) for token in chosen[option])
-        if not chosen.get("reference_quirks"):
-            ends = set(self.stop_ids(tokenizer))
-            beyond = range(tokenizer.vocab_size, logit_size)
-            chosen["banned"] = tuple(sorted({*chosen.get("banned", ()), *(tokenizer.control_ids - ends), *beyond}))
+        if restrict and not chosen.get("reference_quirks"):
+            chosen["banned"] = tuple(sorted({*chosen.get("banned", ()), *self.banned(tokenizer, logit_size)}))
         return preset(base, **chosen)
+
+    def banned(self, tokenizer: Tokenizer, logit_size: int) -> tuple[int, ...]:
+        """Control tokens that do not end an answer, and columns of the logits that stand for no token."""
+        ends = set(self.stop_ids(tokenizer))
+        return (*sorted(tokenizer.control_ids - ends), *range(tokenizer.vocab_size, logit_size))
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Ids of the control tokens that end an answer, as far as the tokenizer has them."""
@@ -171,8 +207,8 @@ class Family:
         return (2 * by_class + by_type) and 2 * by_class + by_type + 4 * len(self.keys)
 
 
-def _id(tokenizer: Tokenizer, token: int | str) -> int:
-    if isinstance(token, int):
+def _id(tokenizer: Tokenizer, token: Any) -> Any:
+    if not isinstance(token, str):  # an id, or a run of ids
         return token
     if token not in tokenizer.special:
         raise OptionError(f"the tokenizer has no control token {token!r}", source=tokenizer.source)

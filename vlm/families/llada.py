@@ -40,8 +40,10 @@ def _weights(config: ModelConfig) -> list[Weight]:
     return backbone_weights(config.backbone, LLADA)
 
 
-def llada_template(name: str, *, system: str | None = None, media_token: str = "<|reserved_token_0|>") -> Template:
-    """The chat format of the LLaDA tokenizers, which always open the answer."""
+def llada_template(
+    name: str, *, system: str | None = None, media_token: str = "<|reserved_token_0|>", image_gap: str = "", after_images: str = ""
+) -> Template:
+    """The chat format of the LLaDA tokenizers, which always open the answer; see :class:`Template` for the rest."""
 
     def frame(role: str) -> Frame:
         return Frame((Special("<|start_header_id|>"), role, Special("<|end_header_id|>"), "\n\n"), (Special("<|eot_id|>"),))
@@ -49,6 +51,7 @@ def llada_template(name: str, *, system: str | None = None, media_token: str = "
     return Template(
         name=name, begin=(Special("<|startoftext|>"),), roles={role: frame(role) for role in ("system", "user", "assistant")},
         answer=frame("assistant").before, default_system=system, media_token=media_token, strip_text=True,
+        image_gap=image_gap, after_images=after_images,
     )  # fmt: skip
 
 

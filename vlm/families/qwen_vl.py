@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,11 +14,10 @@ from torch import Tensor, nn
 from vision.preprocess.patches import QwenPatches, Small
 from vision.projector import MlpProjector
 from vision.towers import QwenTower, build_tower
-from vlm.backbone.inputs import Inputs
 from vlm.backbone.model import DiffusionBackbone
 from vlm.checkpoints.keymap import Names, Weight, backbone_weights, linear
-from vlm.checkpoints.load import on_meta
-from vlm.families.family import ModelConfig
+from vlm.checkpoints.load import on_meta, read_json
+from vlm.families.family import ModelConfig, Picture, Settings
 from vlm.families.towers import module_weights
 from vlm.processor.prompt import MediaSpan, PromptLayout
 
@@ -27,16 +27,15 @@ class QwenVision:
     """The vision part of a family.
 
     Attributes:
-        kind: of the tower. sizes: vision_config of config.json.
+        kind: of the tower. sizes: vision_config of config.json. patches: how pictures are resized and cut.
         act: activation of a second MLP behind the tower's merger; None for none.
-        small: what happens to pictures with a side below one cell (``vision.preprocess.smart_resize``).
         axes: entries of a picture have a temporal, height and width position; else positions count on.
     """
 
     kind: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
     sizes: Mapping[str, Any]
+    patches: QwenPatches
     act: str | None = None
-    small: Small = "scale"
     axes: bool = True
 
     def tower(self) -> QwenTower:
@@ -44,23 +43,6 @@ class QwenVision:
         tower = build_tower(self.kind, self.sizes)
         assert isinstance(tower, QwenTower)
         return tower
-
-    def preprocessing(self, preprocessor: Mapping[str, Any]) -> QwenPatches:
-        """As a preprocessor_config.json says. The published files of one model disagree about the pixel limits."""
-        return QwenPatches.from_dict(preprocessor, small=self.small)
-
-
-@dataclass
-class Picture:
-    """A picture as the backbone sees it.
-
-    Attributes:
-        features: [K, D]. grid: rows and columns, K = rows * columns. deep: [K, D] each, for the blocks behind.
-    """
-
-    features: Tensor
-    grid: tuple[int, int]
-    deep: tuple[Tensor, ...] = ()
 
 
 class QwenVL(nn.Module):
@@ -78,39 +60,36 @@ class QwenVL(nn.Module):
         self.tower = vision.tower()
         self.projector = MlpProjector(self.tower.width, config.backbone.hidden_size, act=vision.act) if vision.act else None
 
-    @torch.no_grad()
-    def see(self, images: Sequence[Image.Image], patches: QwenPatches) -> list[Picture]:
-        """Encode RGB pictures, all in one call."""
+    def see(self, images: Sequence[Image.Image]) -> list[Picture]:
+        """Features of RGB pictures, all in one call."""
         if not images:
             return []
-        pixels, grid = patches(images)
+        pixels, grid = self.config.vision.patches(images)
         device = self.backbone.token_embed.weight.device
         found = self.tower.encode(pixels.to(device), grid.to(device))
         merged = found.merged if self.projector is None else self.projector(found.merged)
-        shapes = [(int(t) * int(h) // self.tower.merge, int(w) // self.tower.merge) for t, h, w in grid.tolist()]
-        counts = [rows * columns for rows, columns in shapes]
-        deep = list(zip(*(d.split(counts) for d in found.deepstack), strict=True)) if found.deepstack else [()] * len(shapes)
-        return [Picture(f, shape, tuple(d)) for f, shape, d in zip(merged.split(counts), shapes, deep, strict=True)]
+        grids = [(t * h // self.tower.merge, w // self.tower.merge) for t, h, w in grid.tolist()]
+        counts = [rows * columns for rows, columns in grids]
+        deep = list(zip(*(d.split(counts) for d in found.deepstack), strict=True)) or [()] * len(grids)
+        return [Picture(f, image.size, cells, tuple(d)) for f, image, cells, d in zip(merged.split(counts), images, grids, deep, strict=True)]
 
-    @torch.no_grad()
-    def encode(self, layouts: Sequence[PromptLayout], pictures: Sequence[Sequence[Picture]]) -> Inputs:
-        """Prompts with their pictures in place; `pictures[i]` are those of prompt i, in order."""
-        return Inputs.join([self._row(layout, seen) for layout, seen in zip(layouts, pictures, strict=True)])
+    def positions(self, layout: PromptLayout, pictures: Sequence[Picture]) -> tuple[Tensor, int]:
+        """Positions [P, 3] (or [P]) of a prompt and that of whatever comes next."""
+        if not self.config.vision.axes:
+            return torch.arange(layout.length), layout.length
+        return mrope_positions(layout.length, layout.spans, [p.grid for p in pictures])
 
-    def _row(self, layout: PromptLayout, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor, int, tuple[Tensor, ...]]:
-        weight = self.backbone.token_embed.weight
-        embeds = self.backbone.embed(torch.tensor(layout.ids, device=weight.device))
-        deep = [torch.zeros_like(embeds) for _ in range(len(getattr(self.tower, "deepstack_merger_list", ())))]
-        for span in layout.spans:
-            place, picture = slice(span.start, span.start + span.length), pictures[span.index]
-            embeds[place] = picture.features.to(weight.dtype)
-            for level, feature in zip(deep, picture.deep, strict=True):
-                level[place] = feature.to(weight.dtype)
-        vision: QwenVision = self.config.vision
-        if not vision.axes:
-            return embeds, torch.arange(layout.length, device=weight.device), layout.length, tuple(deep)
-        positions, start = mrope_positions(layout.length, layout.spans, [p.grid for p in pictures])
-        return embeds, positions.to(weight.device), start, tuple(deep)
+
+def patches_of(settings: Settings, pixels: tuple[int, int], *, patch: int = 14, small: Small = "scale", **other: Any) -> QwenPatches:
+    """Preprocessing as the preprocessor_config.json beside a config.json says.
+
+    Args:
+        pixels: smallest and largest area of the published file, where there is none.
+        small: what happens to pictures with a side below one cell (``vision.preprocess.smart_resize``).
+        other: further defaults of :class:`vision.preprocess.QwenPatches`, for the same case.
+    """
+    config = read_json(Path(settings.source).parent / "preprocessor_config.json", required=False)
+    return QwenPatches.from_dict(config, small=small) if config else QwenPatches(*pixels, patch, small=small, **other)
 
 
 def mrope_positions(length: int, spans: Sequence[MediaSpan], grids: Sequence[tuple[int, int]]) -> tuple[Tensor, int]:

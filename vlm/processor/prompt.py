@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlm.errors import ContextLengthError, PromptError
@@ -58,6 +58,15 @@ class Prompt:
     def text_tokens(self) -> int:
         """Number of ids besides the media cells."""
         return sum(len(part.ids) for part in self.parts if isinstance(part, IdsPart))
+
+    def without_first_after_media(self) -> Prompt:
+        """The prompt as released LLaVA code assembles it behind a tokenizer that begins with bos: the first id of the text
+        behind each picture is lost."""
+        parts: list[IdsPart | MediaPart] = []
+        for part in self.parts:
+            behind = bool(parts) and isinstance(parts[-1], MediaPart)
+            parts.append(IdsPart(part.ids[1:]) if behind and isinstance(part, IdsPart) else part)
+        return replace(self, parts=tuple(parts))
 
     def lay_out(self, media_lengths: Sequence[int]) -> PromptLayout:
         """Fill in the media, `media_lengths[i]` cells for item i; PromptError when their number does not fit."""

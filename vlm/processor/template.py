@@ -38,7 +38,8 @@ class Template:
     """How messages become a prompt.
 
     `roles` frames each turn, `image` frames each picture, `answer` opens the reply. With `images_first` the pictures
-    of a turn precede its text whatever the order given. `default_system` is used when the caller gives no system turn.
+    of a turn precede its text whatever the order given; `image_gap` stands between them and `after_images` behind the last.
+    `default_system` is used when the caller gives no system turn.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Template:
     images_first: bool = True
     max_images: int = 16
     default_system: str | None = None
+    image_gap: str = ""
+    after_images: str = ""
     strip_text: bool = False  # blanks around the text of a turn are dropped, as some published templates do
 
     def build(self, messages: Messages, tokenizer: Tokenizer) -> Prompt:
@@ -81,7 +84,12 @@ class Template:
     def _ordered(self, turn: Message) -> list[Part]:
         if not self.images_first:
             return list(turn.parts)
-        return sorted(turn.parts, key=lambda part: not isinstance(part, ImagePart))
+        images: list[Part] = [part for part in turn.parts if isinstance(part, ImagePart)]
+        texts: list[Part] = [part for part in turn.parts if not isinstance(part, ImagePart)]
+        ordered: list[Part] = []
+        for i, image in enumerate(images):
+            ordered += [image, TextPart(self.image_gap if i < len(images) - 1 else self.after_images)]
+        return [*ordered, *texts]
 
     def _framed(self, part: Part) -> list[Piece | ImagePart]:
         if isinstance(part, TextPart):
