@@ -21,7 +21,7 @@ from vlm.backbone.inputs import Inputs, deepstack
 from vlm.backbone.model import DiffusionBackbone
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Prediction, Window
-from vlm.decoding.windows import BlockWindow
+from vlm.decoding.windows import AlignedBlocks, BlockWindow
 from vlm.errors import OptionError
 
 PromptTail = Literal["shared", "fresh"]
@@ -59,35 +59,6 @@ def entry_blocks(lengths: Tensor, cells: int, blocks: Blocks, width: int | None 
     else:
         answer = (lengths.unsqueeze(1) + block - 1) // block + ahead // block
     return torch.cat(((prompt // block).expand(len(lengths), -1), answer), dim=1)
-
-
-@dataclass(frozen=True)
-class AlignedBlocks:
-    """Blocks from left to right, of which the first has only what the prompt's tail leaves.
-
-    Args:
-        length: of a block. filled: [B] cells of the first block that the prompt takes.
-    """
-
-    length: int
-    filled: tuple[int, ...]
-
-    def start(self, canvas: Canvas) -> AlignedBlocks:
-        """No state: the block follows from the canvas."""
-        return self
-
-    def blocks(self, cells: int) -> Tensor:
-        """[B, cells] block numbers, from 0."""
-        return (torch.tensor(self.filled).unsqueeze(1) + torch.arange(cells)) // self.length
-
-    def cells(self, canvas: Canvas) -> Tensor:
-        """[B, L] open cells of each row's block."""
-        return canvas.open & (self.blocks(canvas.ids.shape[1]) == self.number(canvas).unsqueeze(1))
-
-    def number(self, canvas: Canvas) -> Tensor:
-        """[B] number of the first block with an open cell."""
-        first = canvas.open.int().argmax(dim=1)
-        return (torch.tensor(self.filled) + first) // self.length
 
 
 class BlockDenoiser:

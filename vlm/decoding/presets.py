@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from vlm.decoding.commits import Bernoulli, Factor, Threshold, ThresholdElseQuota, TopK
+from vlm.decoding.commits import Bernoulli, Factor, Leftmost, QuotaOrMore, Threshold, ThresholdElseQuota, TopK
 from vlm.decoding.loop import Recipe
 from vlm.decoding.proposers import EndPenalty, SampleProposer
 from vlm.decoding.quotas import DimpleQuota, DreamQuota, TableQuota
@@ -21,6 +21,7 @@ _PENALTY: dict[str, Any] = {"end_penalty": 0.0, "penalised": (), "pooled": False
 _DREAM = {
     "steps": 512, "step_ratio": None, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3, "first_cell": False, **_PENALTY,
 }  # fmt: skip
+_BLOCK: dict[str, Any] = {"block_length": 4, "steps_per_block": 4, "score": "prob", "filtered": False, "sampling": "multinomial"}
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -36,6 +37,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dream-maskgit-plus": {**_DREAM, "score": "prob"},
     "dream-topk-margin": {**_DREAM, "score": "margin"},
     "dream-entropy": {**_DREAM, "score": "entropy"},
+    "block-static": dict(_BLOCK),
+    "block-dynamic": {**_BLOCK, "threshold": 0.9},
+    "block-sequential": dict(_BLOCK),
     "one-by-one": {"score": "prob", "sampling": "gumbel"},
 }  # fmt: skip
 DEFAULT = "dimple"
@@ -58,7 +62,7 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
     for option in options:
         if option not in known:
             raise OptionError(f"preset {name!r} has no option {option!r}{_hint(option, known)}", remedy=f"it knows {', '.join(sorted(known))}")
-    o = {**known, **options}
+    o = {**known, **options, "preset": name}
     try:
         proposer = SampleProposer(o["temperature"], o["top_k"], o["top_p"], o.get("sampling", "multinomial"))
         parts = _BUILDERS[name.split("-")[0]](o)
@@ -97,6 +101,15 @@ def _dream(o: dict[str, Any]) -> dict[str, Any]:
     return {**parts, "scorer": ConfidenceScorer(o["score"], filtered=True), "quota": quota, "commit": TopK(o["alg_temp"])}
 
 
+def _block(o: dict[str, Any]) -> dict[str, Any]:
+    quota = TableQuota(o["steps_per_block"], cells=o["block_length"])
+    commit: TopK | QuotaOrMore | Leftmost = TopK()
+    if o["preset"] != "block-static":
+        commit = QuotaOrMore(o["threshold"]) if "threshold" in o else Leftmost()
+    scorer = ConfidenceScorer(o["score"], filtered=o["filtered"])
+    return {"window": _window(o["block_length"]), "scorer": scorer, "quota": quota, "commit": commit}
+
+
 def _threshold(o: dict[str, Any]) -> dict[str, Any]:
     return {"window": _window(o["block_length"]), "scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(o["threshold"])}
 
@@ -118,5 +131,5 @@ def _one_by_one(o: dict[str, Any]) -> dict[str, Any]:
 
 #: By the first word of a preset's name.
 _BUILDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "llada": _llada, "lavida": _llada, "dream": _dream, "threshold": _threshold, "factor": _factor, "dimple": _dimple, "one": _one_by_one,
+    "llada": _llada, "lavida": _llada, "block": _block, "dream": _dream, "threshold": _threshold, "factor": _factor, "dimple": _dimple, "one": _one_by_one,
 }  # fmt: skip

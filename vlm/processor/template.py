@@ -53,6 +53,8 @@ class Template:
     default_system: str | None = None
     image_gap: str = ""
     after_images: str = ""
+    text_roles: Mapping[str, Frame] = field(default_factory=dict)  # frames of turns without media, where they differ
+    system_frame: Frame | None = None  # frame of the default system turn, where it differs
     strip_text: bool = False  # blanks around the text of a turn are dropped, as some published templates do
 
     def build(self, messages: Messages, tokenizer: Tokenizer) -> Prompt:
@@ -65,13 +67,15 @@ class Template:
                 source="prompt",
                 remedy="Send fewer images at once",
             )
+        default = None
         if self.default_system is not None and turns[0].role != "system":
-            turns = (Message("system", (TextPart(self.default_system),)), *turns)
+            default = Message("system", (TextPart(self.default_system),))
+            turns = (default, *turns)
         if self.strip_text:
             turns = tuple(_stripped(turn) for turn in turns)
         pieces: list[Piece | ImagePart] = [*self.begin]
         for turn in turns:
-            frame = self.roles.get(turn.role)
+            frame = self._frame(turn, given=turn is not default)
             if frame is None:
                 raise PromptError(f"{self.name} has no {turn.role} turns", source="prompt")
             pieces.extend(frame.before)
@@ -80,6 +84,12 @@ class Template:
             pieces.extend(frame.after)
         pieces.extend(self.answer)
         return Prompt(tuple(_encode(pieces, tokenizer, self.name)), images, _special(self.media_token, tokenizer))
+
+    def _frame(self, turn: Message, given: bool) -> Frame | None:
+        if not given and self.system_frame is not None:
+            return self.system_frame
+        bare = self.text_roles.get(turn.role) if not turn.images else None
+        return bare or self.roles.get(turn.role)
 
     def _ordered(self, turn: Message) -> list[Part]:
         if not self.images_first:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.parity.block_like import BlockCases
+from tests.parity.prompted import Prompts
 from tests.parity.vision import Siglip
 
 FAMILIES = ("sdar-vl",)
@@ -9,4 +11,6 @@ VISION = Siglip(
     "config.json", tower="vision_tower.vision_model.", projector="multi_modal_projector.", projector_layers=("linear_1", "linear_2"),
     newline="image_newline", backend="tensor",
 )
-HANDLERS = {**VISION.handlers}
+PROMPTS = Prompts()
+CASES = BlockCases(PROMPTS)
+HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "mask": CASES.mask, "logits": CASES.logits, "gen": CASES.run}
