@@ -13,7 +13,7 @@ from tests.parity.prompted import Heard, Prompts, forward, named
 from tests.parity.vision import expected
 from vlm.decoding.blocks import BlockDenoiser, Blocks, block_rule, entry_blocks
 from vlm.decoding.canvas import Canvas
-from vlm.decoding.contracts import Step
+from vlm.decoding.contracts import Proposer, Step
 from vlm.decoding.loop import Recipe, decode
 from vlm.decoding.presets import preset
 from vlm.decoding.stops import EndOfBlock
@@ -52,16 +52,17 @@ class Sampled:
     """Proposes the ids that the reference sampled for every place of the block.
 
     Args:
-        ids: [n, block]. window: of the run.
+        ids: [n, block]. window: of the run. inner: the proposer whose filters count for the confidence.
     """
 
     ids: Tensor
     window: AlignedBlocks
+    inner: Proposer
 
     def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
-        """(ids, logits); the filters of the reference matter for its choice alone."""
+        """(ids, tempered and filtered logits)."""
         at = int(step.canvas.step[0])
-        return self.ids[at][(step.column + self.window.filled[0]) % self.window.length], step.logits
+        return self.ids[at][(step.column + self.window.filled[0]) % self.window.length], self.inner(step)[1]
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class BlockCases:
         name = {"low_confidence_static": "static", "low_confidence_dynamic": "dynamic", "sequential": "sequential"}[strategy]
         if name == "dynamic":
             options["threshold"] = setting(case, "confidence_threshold", default=self.threshold)
-        return preset(f"block-{name}", reference_quirks=True, temperature=temperature, filtered=temperature > 0, **options)
+        return preset(f"block-{name}", reference_quirks=True, temperature=temperature, filtered=temperature > 0, top_p=setting(case, "top_p"), **options)
 
     def trace(self, case: Case, recipe: Recipe) -> tuple[Trace, BlockDenoiser, int]:
         """Run the case on a canvas of whole blocks."""
@@ -148,7 +149,7 @@ class BlockCases:
         ends = setting(case, "end_id")
         recipe = recipe.with_parts(stop=EndOfBlock(self._ends(case) if ends is None else (ends,), window))
         if (sampled := expected(case, "trace_sampled_ids")) is not None:
-            recipe = recipe.with_parts(proposer=Sampled(sampled[:, 0], window))
+            recipe = recipe.with_parts(proposer=Sampled(sampled[:, 0], window, recipe.proposer))
         heard = Heard(denoiser, [])
         numbers: list[int] = []
         steps: list[int] = []

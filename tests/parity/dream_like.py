@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.parity.cases import Case, Checks
 from tests.parity.common import RecordedNoise, record
-from tests.parity.prompted import Heard, Prompts, canvas_of, named
+from tests.parity.prompted import Heard, Prompts, behind, canvas_of, named
 from tests.parity.vision import expected
 from vlm.decoding.contracts import Noise
 from vlm.decoding.denoiser import BackboneDenoiser
@@ -91,3 +91,56 @@ class Generations:
                 theirs = expected(case, name)
                 assert theirs is not None
                 checks.close(name, heard.seen[at], theirs[:, :length])  # row j speaks of canvas cell j
+
+    def _row(self, case: Case, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(embeddings [1, T, D], positions) of training ids [T] with their pictures in place."""
+        backbone = case.fixture.model().model.backbone
+        prompt, known = self.prompts.row(case.fixture, ids)
+        with torch.no_grad():
+            embeds = torch.cat((prompt.embeds, backbone.embed(ids[None, known:])), dim=1)
+        return embeds, torch.cat((prompt.positions, behind(prompt, len(ids) - known)), dim=1)
+
+    @torch.no_grad()
+    def train(self, case: Case, checks: Checks) -> None:
+        """Noise, logits from the last prompt row on, and the loss over masked cells, each predicted one row before it."""
+        from vlm.training.losses import context_weights, masked_cross_entropy
+
+        given = {name: case.fixture.inputs[key] for name, key in case.data["inputs_tensors"].items()}
+        backbone, ids, answer = case.fixture.model().model.backbone, given["input_ids"], given["labels"] >= 0
+        if "mask_indices" in given:
+            masked, ratio = given["mask_indices"], given["p_mask"]
+        else:
+            ratio = FLOOR + (1 - FLOOR) * given["u_t"]
+            checks.close("t", ratio, _tensor(case, "t"), tolerance=1e-6)
+            masked = (given["u_tokens"] < ratio.unsqueeze(1)) & answer
+            if case.data["mask_strategy"] == "dual":
+                masked, ids, answer = torch.cat((masked, answer & ~masked)), ids.repeat(2, 1), answer.repeat(2, 1)
+            checks.equal("noisy", ids.masked_fill(masked, backbone.config.mask_token_id), _tensor(case, "noisy_ids"))
+        rows = [self._row(case, row) for row in ids]
+        embeds, positions = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        embeds = torch.where(masked.unsqueeze(-1), backbone.token_embed.weight[backbone.config.mask_token_id], embeds)
+        raw = backbone.logits(backbone(embeds, positions, torch.ones_like(masked)))
+        theirs = _tensor(case, "logits_answer")
+        checks.close("logits", raw[:, -theirs.shape[1] :], theirs)
+        if (places := expected(case, "position_ids")) is not None:
+            checks.equal("positions", positions[: places.shape[1]], places.movedim(0, 2))
+        ahead = torch.cat((masked[:, 1:], torch.zeros_like(masked[:, :1])), dim=1)  # rows whose next cell is masked
+        scheme = case.data.get("weighting", "none")
+        weight = torch.ones_like(raw[..., 0])
+        if scheme == "cart":
+            weight = context_weights(ahead)
+            checks.close("weights", weight[ahead], _tensor(case, "cart_weight_rows")[ahead], tolerance=1e-5)
+        elif scheme != "none":
+            weight = ((1 / ratio) if scheme == "original" else (1 - ratio)).unsqueeze(1).expand_as(weight)
+        loss = masked_cross_entropy(raw[ahead], ids[masked], weight[ahead], float(masked.sum()))
+        checks.close("loss", loss.view(1), _tensor(case, "loss").view(1))
+
+
+#: Smallest chance with which a cell is masked, of the published training code.
+FLOOR = 1e-3
+
+
+def _tensor(case: Case, name: str) -> Tensor:
+    found = expected(case, name)
+    assert found is not None, name
+    return found

@@ -87,6 +87,24 @@ class Prompts:
             ours.inputs = replace(ours.inputs, embeds=embeds)
         return ours
 
+    def row(self, fixture: Fixture, ids: Tensor) -> tuple[Inputs, int]:
+        """(inputs of one row, entries of the ids it stands for): the prompt of the fixture that training ids [T] begin with."""
+        best: tuple[Inputs, int] | None = None
+        for case in fixture.cases:
+            if case.kind != "prompt":
+                continue
+            stored, mask = expected(case, "input_ids"), expected(case, "attention_mask")
+            assert stored is not None
+            for i, one in enumerate(stored):
+                known = one if mask is None else one[mask[i].bool()]
+                if len(known) <= len(ids) and torch.equal(known, ids[: len(known)]) and (best is None or best[1] < len(known)):
+                    whole = self.recorded(case).inputs
+                    n = int(whole.lengths[i])
+                    deep = tuple(d[i : i + 1, :n] for d in whole.deep)
+                    best = Inputs(whole.embeds[i : i + 1, :n], whole.valid[i : i + 1, :n], whole.positions[i : i + 1, :n], whole.start[i : i + 1], deep), len(known)
+        assert best is not None, "no prompt of the fixture begins these ids"
+        return best
+
     def check(self, case: Case, checks: Checks) -> None:
         """Spelling, ids, positions, grids and embeddings of a case of kind 'prompt'."""
         ours = self.of(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.parity.block_like import BlockCases
+from tests.parity.block_training import BlockTraining
 from tests.parity.prompted import Prompts
 from tests.parity.vision import Qwen
 
@@ -12,4 +13,5 @@ VISION = Qwen(
 )
 PROMPTS = Prompts()
 CASES = BlockCases(PROMPTS, strategy="low_confidence_dynamic")
-HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "mask": CASES.mask, "logits": CASES.logits, "gen": CASES.run}
+TRAINING = BlockTraining(PROMPTS)
+HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "mask": CASES.mask, "logits": CASES.logits, "gen": CASES.run, "mask_train": TRAINING.mask, "train": TRAINING.prefixed}

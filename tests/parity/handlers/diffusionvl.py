@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.parity.block_like import BlockCases
+from tests.parity.block_training import BlockTraining
 from tests.parity.prompted import Prompts
 from tests.parity.vision import Qwen
 
@@ -14,4 +15,5 @@ VISION = Qwen(
 )
 PROMPTS = Prompts(lambda template: replace(template, images_first=False))
 CASES = BlockCases(PROMPTS, threshold=0.85)
-HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "mask": CASES.mask, "logits": CASES.logits, "gen": CASES.run}
+TRAINING = BlockTraining(PROMPTS)
+HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "mask": CASES.mask, "logits": CASES.logits, "gen": CASES.run, "mask_train": TRAINING.mask, "train": TRAINING.doubled}

@@ -11,4 +11,5 @@ VISION = Qwen(
     "qwen2_5_vl", {"": "visual."}, {"layers.0.": "img_projector.linear_1.", "layers.1.": "img_projector.linear_2."}, act="silu", small="refuse",
 )
 PROMPTS = Prompts()
-HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "logits": PROMPTS.logits, "gen": Generations(PROMPTS).run}
+RUNS = Generations(PROMPTS)
+HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "logits": PROMPTS.logits, "gen": RUNS.run, "train": RUNS.train}

@@ -11,4 +11,5 @@ VISION = Qwen(
     "qwen2_vl", {"": "visual."}, {"layers.0.": "projector.linear_1.", "layers.1.": "projector.linear_2."}, small="enlarge",
 )
 PROMPTS = Prompts()
-HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "logits": PROMPTS.logits, "gen": Generations(PROMPTS).run}
+RUNS = Generations(PROMPTS)
+HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "logits": PROMPTS.logits, "gen": RUNS.run, "train": RUNS.train}
