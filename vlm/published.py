@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.backbone.inputs import Inputs
 from vlm.checkpoints.hub import find_folder
 from vlm.checkpoints.load import Loaded, load
-from vlm.backbone.inputs import Inputs
 from vlm.decoding.blocks import BlockDenoiser
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser

@@ -134,7 +134,7 @@ class BlockCases:
         name = {"low_confidence_static": "static", "low_confidence_dynamic": "dynamic", "sequential": "sequential"}[strategy]
         if name == "dynamic":
             options["threshold"] = setting(case, "confidence_threshold", default=self.threshold)
-        return preset(f"block-{name}", reference_quirks=True, temperature=temperature, filtered=temperature > 0, top_p=setting(case, "top_p"), **options)
+        return preset(f"block-{name}", reference_quirks=True, temperature=temperature, top_p=setting(case, "top_p"), tempered=True, **options)
 
     def trace(self, case: Case, recipe: Recipe) -> tuple[Trace, BlockDenoiser, int]:
         """Run the case on a canvas of whole blocks."""

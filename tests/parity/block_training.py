@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -106,14 +107,14 @@ class BlockTraining:
         starts = (places == 0).nonzero().flatten().tolist()
         pads = next(i for i, s in enumerate(starts) if i + 1 < len(starts) and starts[i + 1] == s + 1)
         bounds = [*starts[: pads + 1], len(ids)]
-        lens = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+        lens = [b - a for a, b in pairwise(bounds)]
         ratio = torch.repeat_interleave(FLOOR + (1 - FLOOR) * given(case, "u_sample")[: len(lens)], torch.tensor(lens))
         answer = labels >= 0
         masked = (given(case, "u_token")[0] < ratio) & answer
         checks.equal("masked", masked.unsqueeze(0), tensor(case, "masked"))
         checks.close("p", ratio[masked], tensor(case, "p_mask"), tolerance=1e-5)
         parts, positions, noisy, halves = [], [], [], []
-        for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(bounds)):
             row = self.whole(case, ids[a:b])[0].embeds[0] if i < len(lens) - 1 else backbone.embed(ids[a:b])
             hidden = torch.where(masked[a:b].unsqueeze(1), backbone.token_embed.weight[backbone.config.mask_token_id], row)
             parts += [hidden, row]

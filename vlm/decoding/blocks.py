@@ -116,7 +116,9 @@ class BlockDenoiser:
             valid = valid & (torch.arange(valid.shape[1], device=self.device) < whole.unsqueeze(1))
         width = int(valid.sum(dim=1).max())
         rule = block_rule((torch.arange(width, device=self.device) // self.block).unsqueeze(0))
-        everything = torch.ones_like(valid[:, :width])  # no entry may be blind: some kernels give it NaN
+        itself = torch.eye(width, dtype=torch.bool, device=self.device)  # no entry may be blind: some kernels give it NaN
+        rule = rule & (valid[:, None, :width] | itself)
+        everything = torch.ones_like(valid[:, :width])
         cache = self.backbone.prefill(
             inputs.embeds[:, :width], inputs.positions[:, :width], everything, rule, deepstack([d[:, :width] for d in inputs.deep])
         )

@@ -21,7 +21,7 @@ _PENALTY: dict[str, Any] = {"end_penalty": 0.0, "penalised": (), "pooled": False
 _DREAM = {
     "steps": 512, "step_ratio": None, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3, "first_cell": False, **_PENALTY,
 }  # fmt: skip
-_BLOCK: dict[str, Any] = {"block_length": 4, "steps_per_block": 4, "score": "prob", "filtered": False, "sampling": "multinomial"}
+_BLOCK: dict[str, Any] = {"block_length": 4, "steps_per_block": 4, "score": "prob", "tempered": False, "sampling": "multinomial"}
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ def _block(o: dict[str, Any]) -> dict[str, Any]:
     commit: TopK | QuotaOrMore | Leftmost = TopK()
     if o["preset"] != "block-static":
         commit = QuotaOrMore(o["threshold"]) if "threshold" in o else Leftmost()
-    scorer = ConfidenceScorer(o["score"], filtered=o["filtered"])
+    scorer = ConfidenceScorer(o["score"], temperature=o["temperature"] or 1.0 if o["tempered"] else 1.0)
     return {"window": _window(o["block_length"]), "scorer": scorer, "quota": quota, "commit": commit}
 
 

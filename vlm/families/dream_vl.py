@@ -51,6 +51,6 @@ FAMILY = Family(
     ignored=(r".*rotary.*inv_freq",),
     stop=("<|endoftext|>", "<|im_end|>"),
     presets=PRESETS,
-    proven="pictures, prompts, forward, cached and uncached generations and training losses against the published code on tiny random weights; "
+    proven="pictures, prompts, forward, single generations and training losses against the published code on tiny random weights; "
     "real weights not run",
 )

@@ -82,9 +82,9 @@ def _template() -> Template:
 
 #: Demo of the release (2048 tokens), and the options of its script.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sdar-vl": ("block-dynamic", {"block_length": 4, "steps_per_block": 4, "threshold": 0.9}),
-    "sdar-vl-static": ("block-static", {"block_length": 4, "steps_per_block": 4}),
-    "sdar-vl-sequential": ("block-sequential", {"block_length": 4, "steps_per_block": 4}),
+    "sdar-vl": ("block-dynamic", {"block_length": 4, "steps_per_block": 4, "threshold": 0.9, "tempered": True}),
+    "sdar-vl-static": ("block-static", {"block_length": 4, "steps_per_block": 4, "tempered": True}),
+    "sdar-vl-sequential": ("block-sequential", {"block_length": 4, "steps_per_block": 4, "tempered": True}),
 }
 
 FAMILY = Family(
