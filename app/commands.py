@@ -91,7 +91,7 @@ def read_schema(text: str) -> Any:
 def task_call(command: str, args: argparse.Namespace, model: Callable[[], Any]) -> batch.Task:
     """The function paths -> results of a task; wrong requests are found before `model` is called."""
     options = decoding_options(args) if command != "read" else {}
-    if command != "read":
+    if command != "read" and not _is_published(args.model):  # published families have presets of their own
         _check_preset(options)
     if command == "extract":
         schema = read_schema(args.schema)
@@ -215,7 +215,7 @@ def _info(args: argparse.Namespace) -> int:
 
     details = {
         "version": VERSION, "python": platform.python_version(), "torch": torch.__version__, "threads": args.threads or torch.get_num_threads(),
-        "presets": list(PRESETS), "model": _published(Path(args.model)) if _is_published(args.model) else load_model(args).info(),
+        "presets": list(PRESETS), "model": _published(args.model) if _is_published(args.model) else load_model(args).info(),
     }  # fmt: skip
     if args.json:
         print(json.dumps(details, indent=2))
@@ -227,21 +227,24 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _is_published(model: str | None) -> bool:
-    """Whether a folder holds a checkpoint of another kind than pocket."""
-    from vlm.checkpoints.load import read_json
+    """Whether a name means a checkpoint of another kind than pocket."""
+    from vlm.checkpoint import is_pocket
 
-    return model is not None and read_json(Path(model) / "config.json", required=False).get("model_type", "pocket") != "pocket"
+    return model is not None and not is_pocket(model)
 
 
-def _published(folder: Path) -> dict[str, Any]:
+def _published(model: str) -> dict[str, Any]:
     """What the headers of a published checkpoint say; no weight is read."""
+    from vlm.checkpoints.hub import find_folder
     from vlm.checkpoints.load import inspect
 
+    folder = find_folder(model)
     found = inspect(folder)
     sizes = [math.prod(shape) for shape in found.shards.shapes.values()]
     return {
         "name": folder.name, "family": found.family.name, "tensors": len(sizes), "parameters": sum(sizes), "fits": found.diff.fits,
-        "missing": list(found.diff.missing), "unexpected": list(found.diff.unexpected), "mismatched": list(found.diff.mismatched),
+        "missing": list(found.diff.missing), "lacking": list(found.diff.lacking),
+        "unexpected": list(found.diff.unexpected), "mismatched": list(found.diff.mismatched),
     }  # fmt: skip
 
 

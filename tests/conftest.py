@@ -25,11 +25,13 @@ def quiet(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("quiet"), quiet=True)
 
 
-@pytest.fixture
-def exact(monkeypatch):
-    """float32 throughout: in bf16 a batch may round differently from its rows alone."""
-    monkeypatch.setattr("vlm.engine.fast_bf16", lambda *_: False)
-    monkeypatch.setattr("vision.reading.fast_bf16", lambda *_: False)
+@pytest.fixture(scope="module")
+def exact():
+    """float32 throughout, for models made in this module: in bf16 a batch may round differently from its rows alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlm.engine.fast_bf16", lambda *_: False)
+        patch.setattr("vision.reading.fast_bf16", lambda *_: False)
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vision.tokens import KINDS, MAX_CHAR, MAX_SEGMENT_INDEX, MAX_WORD, PLACE, VisualTokens
-from vision.words import FEATURES, ROLES, RoleMixer
+from vision.words import DEPTHS, FEATURES, ROLES, RoleMixer
 
 
 @dataclass
@@ -20,7 +20,8 @@ class VisualBatch:
     Attributes:
         features: [B, K, F] tower features at the entries' cells (zero where there is no cell).
         valid: [B, K] False on padding.
-        rows: [W, FEATURES] words of all pictures, see :class:`vision.words.Lexicon`; roles: [H, ROLES]; holder: [B, K].
+        rows: [W, FEATURES] words of all pictures, see :class:`vision.words.Lexicon`; roles: [H, ROLES] and
+            depth: [H] of their holders; holder: [B, K].
     """
 
     features: Tensor
@@ -34,12 +35,13 @@ class VisualBatch:
     valid: Tensor
     rows: Tensor
     roles: Tensor
+    depth: Tensor
     holder: Tensor
 
     def packed(self) -> VisualBatch:
         """The valid entries of all pictures end to end: [T, ...] instead of [B, K, ...]."""
         flat = {f.name: getattr(self, f.name) for f in fields(self)}
-        return VisualBatch(**{n: t if n in ("rows", "roles") else t[self.valid] for n, t in flat.items()})
+        return VisualBatch(**{n: t if n in ("rows", "roles", "depth") else t[self.valid] for n, t in flat.items()})
 
     def to(self, device: torch.device | str) -> VisualBatch:
         """The same on a device."""
@@ -66,17 +68,17 @@ class VisualBatch:
                 cells = torch.from_numpy(r.cells)
                 has = cells >= 0
                 gathered[i, : len(r)][has] = maps.flatten(1)[:, cells[has]].T.float()
-        words, roles, holder = _joined(rows, k)
+        words, roles, depth, holder = _joined(rows, k)
         return cls(
             gathered, padded("kind"), padded("classes"), padded("probs"), padded("color"), padded("place"), padded("index"),
-            padded("score"), valid, words, roles, holder,
+            padded("score"), valid, words, roles, depth, holder,
         )  # fmt: skip
 
 
-def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The lexicons of several pictures as one: (rows, roles, holder [B, K])."""
+def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The lexicons of several pictures as one: (rows, roles, depth, holder [B, K])."""
     rows = [np.zeros((1, FEATURES), np.int64)]
-    roles = [np.zeros((1, ROLES), np.int64)]
+    roles, depth = [np.zeros((1, ROLES), np.int64)], [np.zeros(1, np.int64)]
     holder = np.zeros((len(pages), k), np.int64)
     words = holders = 1
     for i, page in enumerate(pages):
@@ -84,9 +86,11 @@ def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, Tensor, Tensor]:
         rows.append(lexicon.rows[1:])
         here = lexicon.roles[1:]
         roles.append(np.where(here > 0, here + words - 1, 0))
+        depth.append(lexicon.depth[1:])
         holder[i, : len(page)] = np.where(lexicon.holder > 0, lexicon.holder + holders - 1, 0)
         words, holders = words + len(lexicon.rows) - 1, holders + len(here)
-    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(roles)), torch.from_numpy(holder)
+    arrays = (np.concatenate(rows), np.concatenate(roles), np.concatenate(depth), holder)
+    return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), torch.from_numpy(arrays[2]), torch.from_numpy(arrays[3])
 
 
 class ReaderAdapter(nn.Module):
@@ -112,12 +116,15 @@ class ReaderAdapter(nn.Module):
         self.segment_embed = nn.Embedding(MAX_SEGMENT_INDEX + 1, hidden)
         self.word_embed = nn.Embedding(MAX_WORD + 1, hidden)
         self.char_embed = nn.Embedding(MAX_CHAR + 1, hidden)
+        self.depth_embed = nn.Embedding(DEPTHS, hidden)
         self.place = nn.Linear(4 * 2 * self.WAVES + PLACE, hidden)
         self.features = nn.Linear(features, hidden)
         self.words = RoleMixer(hidden)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+        for table in (self.thing_embed, self.color_embed):  # seldom seen, and all there is to a thing besides its place
+            nn.init.normal_(table.weight, std=0.3)
         nn.init.zeros_(self.features.weight)
         nn.init.zeros_(self.features.bias)
         self.register_buffer("waves", self.fresh_buffer("waves"), persistent=False)
@@ -148,5 +155,5 @@ class ReaderAdapter(nn.Module):
         small = torch.cat((place[..., :2] * 0.02, place[..., 2:4], place[..., 4:6] * 0.02, place[..., 6:]), dim=-1)
         where = self.place(torch.cat((waves, small), dim=-1))
         order = self.segment_embed(batch.index[..., 0]) + self.word_embed(batch.index[..., 1]) + self.char_embed(batch.index[..., 2])
-        told = self.words(words, batch.roles)[batch.holder]
+        told = (self.words(words, batch.roles) + self.depth_embed(batch.depth))[batch.holder]
         return text + thing + self.kind_embed(batch.kind) + where + order + told + self.features(batch.features)

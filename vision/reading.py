@@ -20,15 +20,15 @@ from vision.reader import STRIDE, ReaderOutput, ReaderTower
 from vision.tokens import Things, VisualTokens, assemble, detect, detect_things
 
 #: Median height of capitals, in pixels, at which the tower reads well; outside it the page is resized to IDEAL.
-LOWEST, IDEAL, HIGHEST = 8.0, 12.0, 19.0
+LOWEST, IDEAL, HIGHEST = 10.5, 14.5, 19.0
 #: Pixels the tower takes at once; larger pages are cut into tiles whose cores are about TILE_SIDE wide and high at most.
 TILE_PIXELS, TILE_SIDE = 2_600_000, 1280
 #: Pixels of context around a core: at least what a cell of the default tower sees (87 to each side).
 OVERLAP = 96
 #: Pixels beyond which a page is scaled down whatever its text.
 MAX_READ_PIXELS = 12_000_000
-#: Fewer characters than this say nothing about the size of the text.
-ENOUGH = 5
+#: Fewer characters than this of this score say nothing about the size of the text.
+ENOUGH, SURE = 5, 0.9
 
 
 @dataclass
@@ -78,8 +78,8 @@ def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bo
     most = (MAX_READ_PIXELS / (width * height)) ** 0.5
     scale = min(1.0, most)
     look = _look(tower, image, scale)
-    if rescale and len(look.found) >= ENOUGH:
-        wanted = min(better_scale(look.found.boxes, scale), most)
+    if rescale and int((look.found.score > SURE).sum()) >= ENOUGH:
+        wanted = min(better_scale(look.found.boxes[look.found.score > SURE], scale), most)
         if abs(np.log(wanted / scale)) > 0.1:
             scale = wanted
             look = _look(tower, image, scale)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from vision.lines import Arrangement, Detections, arrange, suppress
-from vision.reader import ALPHABET, STRIDE, ReaderOutput
+from vision.reader import ALPHABET, COLORS, STRIDE, THINGS, ReaderOutput
 from vision.words import Lexicon
 
 #: What an entry is.
@@ -26,6 +26,8 @@ MAX_SEGMENT_INDEX, MAX_WORD, MAX_CHAR = 95, 15, 23
 #: A thing is found at the cell this far (pixels) right of its left edge, or at its middle if it is narrower: the middle
 #: of a wide input field looks like any other blank.
 ANCHOR = 20.0
+#: ``cells`` of entries that spell the name of a thing.
+SPELLED = -2
 #: Scalars that say where an entry lies (see :func:`place_of`).
 PLACE = 8
 
@@ -43,7 +45,7 @@ class VisualTokens:
         place: [K, PLACE] floats, see :func:`place_of`.
         index: [K, 3] place in the text: number of characters since the segment (or its last colon) began, number
             of words since then, number of characters since the word began.
-        cells: [K] flat cell index to gather features from, -1 for entries without one.
+        cells: [K] flat cell index to gather features from, -1 for entries without one, SPELLED for those of a name.
         score: [K] the tower's confidence that the entry exists.
         lexicon: the words of the page and which of them each entry is told about.
     """
@@ -92,19 +94,22 @@ class Things:
         return cls(np.zeros((0, 4), np.float32), flat, flat, np.zeros(0, np.float32), flat)
 
 
-def detect(output: ReaderOutput, row: int = 0, threshold: float = 0.4, top: int = 4) -> Detections:
+def detect(output: ReaderOutput, row: int = 0, threshold: float = 0.35, sure: float = 0.8, top: int = 4) -> Detections:
     """Characters that picture `row` of the batch holds, one detection each.
 
     Args:
         output: the tower's maps.
         row: which picture of the batch.
-        threshold: least probability of ink.
+        threshold: least probability of ink. sure: what some cell near by (three to each side, one row) must have: paper
+            that looks a little like print everywhere has no such cell, faint letters in a word do.
         top: how many alternatives to keep.
     """
     logits = output.chars[row].float()  # [2, C, h, w]
     width = logits.shape[-1]
     ink = 1 - torch.softmax(logits, dim=1)[:, 0]  # [2, h, w]
-    side, y, x = torch.nonzero(ink > threshold, as_tuple=True)
+    anchors = (ink.amax(0, keepdim=True) > sure).float()
+    near = torch.nn.functional.max_pool2d(anchors, (3, 7), stride=1, padding=(1, 3)) > 0
+    side, y, x = torch.nonzero((ink > threshold) & near, as_tuple=True)
     named = torch.softmax(logits[side, 1:, y, x], dim=-1)  # [N, A]
     probs, classes = named.topk(top, dim=-1)
     dx, dy, lw, lh = output.char_boxes[row].float()[side, :, y, x].unbind(-1)
@@ -224,8 +229,9 @@ def assemble(
     }  # fmt: skip
     row = np.zeros(total, np.int64)
     row[slot], row[after] = lines.row, lines.row[extra]
-    arrays = _with_things(text, things, size, height, top)
-    row = np.concatenate((np.full(len(arrays["kind"]) - total, -1), row))
+    first, first_row = _named(things, size, height, top, alphabet)
+    arrays = {name: np.concatenate((first[name], text[name])) for name in text}
+    row = np.concatenate((first_row, row + first_row.max(initial=-1) + 1))
     chars = [alphabet[c - 1] if k == CHAR else "" for k, c in zip(arrays["kind"].tolist(), arrays["classes"][:, 0].tolist(), strict=True)]
     return VisualTokens(**arrays, lexicon=Lexicon.of(chars, arrays["boxes"], row, arrays["kind"] == THING))
 
@@ -249,24 +255,44 @@ def _clip(counters: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.minimum(counters, np.array([MAX_SEGMENT_INDEX, MAX_WORD, MAX_CHAR]))
 
 
-def _with_things(text: dict[str, NDArray], things: Things, size: tuple[int, int], height: float, top: int) -> dict[str, NDArray]:  # type: ignore[type-arg]
-    """The arrays of VisualTokens with the things before the text, from top to bottom and left to right."""
-    k = len(things.classes)
-    if not k:
-        return text
+def name_of(thing: int, color: int, things: tuple[str, ...] = THINGS, colors: tuple[str, ...] = COLORS) -> str:
+    """What a thing is called, from its classes: 'red circle', 'search' for an icon, nothing for plain widgets."""
+    kind = things[thing - 1]
+    if color:
+        return f"{colors[color - 1]} {kind}"
+    return kind.split(":")[1].replace("_", " ") if kind.startswith("icon:") else ""
+
+
+def _named(things: Things, size: tuple[int, int], height: float, top: int, alphabet: str) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    """Arrays of VisualTokens for the things, from top to bottom and left to right, and the row of each entry.
+
+    A thing with a name is followed by the name, letter by letter, as if it were printed there: so it is asked for, counted
+    and copied in the same way as print.
+    """
     middle = (things.boxes[:, 1] + things.boxes[:, 3]) / 2
     order = np.lexsort((things.boxes[:, 0], np.round(middle / max(height, 1.0))))
-    classes = np.zeros((k, top), np.int64)
-    classes[:, 0] = things.classes[order]
-    probs = np.zeros((k, top), np.float32)
-    probs[:, 0] = 1.0
-    boxes = things.boxes[order].astype(np.float32)
-    first = {
-        "kind": np.full(k, THING), "classes": classes, "probs": probs, "color": things.colors[order], "boxes": boxes,
-        "place": place_of(boxes, size, height), "index": _clip(np.stack((np.arange(k), np.zeros(k, np.int64), np.zeros(k, np.int64)), -1)),
-        "cells": things.cells[order], "score": things.score[order],
+    kind, first, color, source, cells, index, row = [], [], [], [], [], [], []
+    for number, i in enumerate(order.tolist()):
+        name = name_of(int(things.classes[i]), int(things.colors[i]))
+        kind += [THING, *(BLANK if c == " " else CHAR for c in name), *([ROW_END] if name else [])]
+        first += [int(things.classes[i]), *(alphabet.index(c) + 1 if c in alphabet else 0 for c in name), *([0] if name else [])]
+        extra = len(name) + bool(name)
+        color += [int(things.colors[i]), *[0] * extra]
+        cells += [int(things.cells[i]), *[SPELLED] * extra]
+        source += [i] * (1 + extra)
+        words = [name[:k].count(" ") for k in range(extra)]
+        index += [(number, 0, 0), *((k, words[k], k - (name.rfind(" ", 0, k) + 1)) for k in range(extra))]
+        row += [number] * (1 + extra)
+    count = len(kind)
+    classes, probs = np.zeros((count, top), np.int64), np.zeros((count, top), np.float32)
+    classes[:, 0], probs[:, 0] = first, 1.0
+    boxes = things.boxes[source].astype(np.float32).reshape(count, 4)
+    arrays: dict[str, NDArray[Any]] = {
+        "kind": np.array(kind, np.int64), "classes": classes, "probs": probs, "color": np.array(color, np.int64), "boxes": boxes,
+        "place": place_of(boxes, size, height), "index": _clip(np.array(index, np.int64).reshape(count, 3)), "cells": np.array(cells, np.int64),
+        "score": things.score[source].astype(np.float32),
     }  # fmt: skip
-    return {name: np.concatenate((first[name], text[name])) for name in text}
+    return arrays, np.array(row, np.int64)
 
 
 def text_of(tokens: VisualTokens, alphabet: str) -> list[tuple[str, tuple[float, float, float, float], float]]:
@@ -275,6 +301,8 @@ def text_of(tokens: VisualTokens, alphabet: str) -> list[tuple[str, tuple[float,
     text, boxes, trust = "", [], []
     for i in range(len(tokens)):
         kind = tokens.kind[i]
+        if tokens.cells[i] == SPELLED:
+            continue
         if kind == CHAR:
             text += alphabet[tokens.classes[i, 0] - 1]
             boxes.append(tokens.boxes[i])

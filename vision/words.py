@@ -24,9 +24,12 @@ from torch import Tensor, nn
 
 #: Rows of the table; row 0 is 'no feature'. FEATURES a word has.
 BUCKETS, FEATURES = 4096, 6
-#: Words a word is told about: its own, three before it (nearest first), three above it, three inside it (widgets).
-BEFORE, ABOVE, INSIDE = 3, 3, 3
-ROLES = 1 + BEFORE + ABOVE + INSIDE
+#: Words a word is told about: its own, three before it (nearest first), three above it, three inside it (widgets), and
+#: three of the head of its column (the word at the top of the lines it stands under, the one before and the one after).
+BEFORE, ABOVE, INSIDE, HEAD = 3, 3, 3, 3
+ROLES = 1 + BEFORE + ABOVE + INSIDE + HEAD
+#: Rows below the head of a column that are told apart.
+DEPTHS = 20
 
 
 @lru_cache(maxsize=65536)
@@ -78,11 +81,13 @@ class Lexicon:
         rows: [1 + W, FEATURES] table rows of the words; entry 0 is 'no word'.
         roles: [1 + N, ROLES] words (0: none) of each holder; holder 0 has none. Holders are words and widgets.
         holder: [K] holder of each entry of the page, 0 for none.
+        depth: [1 + N] how many rows each holder lies below the head of its column, 0 for heads and widgets.
     """
 
     rows: NDArray[np.int64]
     roles: NDArray[np.int64]
     holder: NDArray[np.int64]
+    depth: NDArray[np.int64]
 
     @classmethod
     def of(cls, chars: Sequence[str], boxes: NDArray[np.float32], row: NDArray[np.int64], widget: NDArray[np.bool_]) -> Lexicon:
@@ -99,16 +104,18 @@ class Lexicon:
         holder[widgets] = count + 1 + np.arange(len(widgets))
         roles = np.zeros((1 + count + len(widgets), ROLES), np.int64)
         rows = np.concatenate((np.zeros((1, FEATURES), np.int64), rows_of(words)))
+        depth = np.zeros(len(roles), np.int64)
         if count:
             place = _word_boxes(boxes, of, count)
-            first = np.array([np.flatnonzero(of == w)[0] for w in range(count)]) if count < 8 else _first_of(of, count)
+            first = _first_of(of, count)
             roles[1 : count + 1, 0] = np.arange(1, count + 1)
             _before(roles, row[first], place)
             _above(roles, place, place, 1)
+            _heads(roles, depth, row[first])
             _before_widgets(roles, boxes[widgets], place, count)
             _above(roles, boxes[widgets], place, count + 1)
             _inside(roles, boxes[widgets], place, count + 1)
-        return cls(rows, roles, holder)
+        return cls(rows, roles, holder, depth)
 
 
 def _first_of(of: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -154,6 +161,21 @@ def _above(roles: NDArray[np.int64], targets: NDArray[np.float32], place: NDArra
     real = np.take_along_axis(line, found, axis=1)
     width = found.shape[1]
     roles[start : start + len(targets), 1 + BEFORE : 1 + BEFORE + width] = np.where(real, found + 1, 0)
+
+
+def _heads(roles: NDArray[np.int64], depth: NDArray[np.int64], row: NDArray[np.int64]) -> None:
+    """The head of each word's column: the last word that is reached by going from a word to the first one above it."""
+    count = len(row)
+    above = roles[: count + 1, 1 + BEFORE]
+    head = np.where(above > 0, above, np.arange(count + 1))
+    for _ in range(6):  # 2**6 lines
+        head = head[head]
+    lines = np.concatenate(([0], row))
+    depth[1 : count + 1] = np.clip(lines[1:] - lines[head[1:]], 0, DEPTHS - 1)
+    under = head[1:] != np.arange(1, count + 1)
+    beside = np.stack((head[1:] - 1, head[1:], np.minimum(head[1:] + 1, count)), axis=1)
+    same = (lines[beside] == lines[head[1:], None]) & (beside > 0) & under[:, None]
+    roles[1 : count + 1, ROLES - HEAD :] = np.where(same, beside, 0)
 
 
 def _before_widgets(roles: NDArray[np.int64], boxes: NDArray[np.float32], place: NDArray[np.float32], count: int) -> None:
@@ -229,6 +251,8 @@ class WordMatch(nn.Module):
     The similarity of two words is the cosine of their vectors, so equal words match before anything is learned; synonyms
     come to match as the table learns. Which word of the key should stand in which role is learned: one weight for each pair.
 
+    In an array the value of item i stands i rows below a head that spells the key.
+
     Args:
         key_words: words of a key that are compared, last word first.
     """
@@ -241,11 +265,23 @@ class WordMatch(nn.Module):
         weight[:, 1 + BEFORE : 1 + BEFORE + ABOVE] = 0.7
         weight[:, 0] = -1.0  # the label itself is not the value
         self.weight = nn.Parameter(weight)
+        self.head = nn.Parameter(torch.tensor(4.0))
+        self.rows = nn.Parameter(torch.tensor([-2.0, -1.0, 2.0, -1.0, -2.0]))  # two or more above the wanted row ... two or more below
 
-    def forward(self, keys: Tensor, words: Tensor, roles: Tensor) -> Tensor:
-        """Match [S, N] of S keys [S, KEY_WORDS, D] with N holders, given word vectors [W, D] and roles [N, ROLES]."""
+    def forward(self, keys: Tensor, item: Tensor, words: Tensor, roles: Tensor, depth: Tensor) -> Tensor:
+        """Match [S, N] of S keys with N holders.
+
+        Args:
+            keys: [S, KEY_WORDS, D]. item: [S] 1 + place in an array, 0 outside arrays.
+            words: [W, D]. roles: [N, ROLES] and depth: [N] of the holders.
+        """
         keys, words = (torch.nn.functional.normalize(t.float(), dim=-1, eps=1e-4) for t in (keys, words))
         alike = torch.relu(keys @ words.T)  # [S, KEY_WORDS, W]
         weighted = torch.einsum("skw,kr->srw", alike, self.weight)  # [S, ROLES, W]
         out: Tensor = weighted.gather(2, roles.T.expand(len(keys), -1, -1)).sum(1)
+        inside = item > 0
+        if bool(inside.any()):
+            named = alike[:, :2].amax(1)[:, roles[:, ROLES - HEAD :]].amax(-1)  # [S, N]
+            away = (depth - item.unsqueeze(1)).clamp(-2, 2) + 2
+            out = out + (self.head * named + self.rows[away]) * inside.unsqueeze(1)
         return out

@@ -17,7 +17,7 @@ from vision.adapter import VisualBatch
 from vision.reading import Reading, fast_bf16, read_picture
 from vision.tokens import CHAR, ROW_END, THING, VisualTokens
 from vlm.backbone.packed import PackedPrefix, bounds_of
-from vlm.backbone.slots import SlotTable, join
+from vlm.backbone.slots import SlotTable
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser, Prediction
 from vlm.decoding.loop import Recipe
@@ -142,15 +142,16 @@ SHORT_SLOT = 12
 
 
 class PocketDenoiser:
-    """A pocket model behind encoded prompts.
+    """A pocket model behind encoded prompts; all rows fill the slots of `table`.
 
     A canvas is run without its padding (:class:`vlm.families.pocket.PackedPocket`), the last block only at the cells that
     are asked, and without the known pads at the ends of long slots: what remains is the canvas of a schema with smaller
     budgets, which is what training drew.
     """
 
-    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable) -> None:
-        self.prefix, self.places, self.table = prefix, places, table
+    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable, half: bool) -> None:
+        self.prefix, self.places, self.half = prefix, places, half
+        self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
         self.packed = PackedPocket(model)
         self.vocab_size = model.config.backbone.vocab_size
         lengths = prefix.lengths.tolist()
@@ -168,9 +169,8 @@ class PocketDenoiser:
         kept = canvas.valid & cells.any(dim=1, keepdim=True) & ~spare_pads(canvas)
         counts = kept.sum(dim=1)
         rows = counts.nonzero(as_tuple=True)[0].tolist()
-        slots = Slots.of(canvas.slot_index, self.table)
-        slots = slots.at(kept)
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(canvas.ids.device)):
+        slots = Slots(canvas.slot_index[kept], self._slot.expand_as(kept)[kept], self._keys, self._kind, self._item)
+        with torch.autocast(canvas.ids.device.type, torch.bfloat16, enabled=self.half):
             found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
         weight, source = torch.softmax(found.scores, dim=-1).max(dim=-1)
         nowhere = source == found.scores.shape[-1] - 1
@@ -197,13 +197,14 @@ class PocketEngine:
 
     def __init__(self, model: PocketModel, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
-        if fast_bf16():
+        self.half = fast_bf16(next(model.parameters()).device)
+        if self.half:
             for module in model.backbone.modules():
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
         self.colon = model.config.reader.alphabet.index(":") + 1
         self.symbols = Symbols.of(tokenizer)
-        self.stop_ids = (tokenizer.special["<|eos|>"],)
+        self.stop_ids: tuple[int, ...] = (tokenizer.special["<|eos|>"],)
         self.default_preset = DEFAULT
 
     @property
@@ -297,10 +298,14 @@ class PocketEngine:
             visual = VisualBatch.collate(tokens, [None] * len(tokens), self.model.config.reader.width)
             for i, feature in enumerate(features):
                 visual.features[i, : len(feature)] = feature
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(ids.device)):
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.half):
             prefix = self.model.prefix(ids, valid, media, words, visual)
         table = SlotTable.none(answer_cells) if scaffold is None else SlotTable.of(scaffold)
+<<<<<<< HEAD
         return PocketDenoiser(self.model, prefix, places, join([table] * len(prompts), answer_cells))
+=======
+        return PocketDenoiser(self.model, prefix, places, table, self.half)
+>>>>>>> main
 
 
 def user_turn(text: str) -> list[Message]:

@@ -91,8 +91,8 @@ class PublishedEngine:
         return self.family.attention == "prefix" if plan.prefix_cache is None else plan.prefix_cache
 
     def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
-        """The recipe's own, and unless quirks are wanted all control tokens that do not end an answer or fill a slot."""
-        found = set(plan.recipe.banned)
+        """The recipe's own, ids without a spelling, and unless quirks are wanted control tokens that neither end an answer nor fill a slot."""
+        found = {*plan.recipe.banned, *range(self.tokenizer.vocab_size, self.config.logit_size)}
         if not plan.reference_quirks:
             found.update(self.family.banned(self.tokenizer, self.config.logit_size))
         if scaffold is not None:
@@ -103,8 +103,6 @@ class PublishedEngine:
     def prompt(self, messages: Messages, plan: Plan) -> Prompt:
         """The prompt of a conversation in the family's format."""
         prompt = self.family.template.build(messages, self.tokenizer)
-        if prompt.images and not hasattr(self.model, "see"):
-            raise PromptError(f"{self.family.name} takes no images", source="prompt", remedy="load a vision-language checkpoint")
         quirk = plan.reference_quirks and self.family.lost_after_media
         return prompt.without_first_after_media() if quirk else prompt
 
@@ -115,7 +113,11 @@ class PublishedEngine:
     @torch.inference_mode()
     def see_all(self, images: Sequence[Any]) -> list[Picture]:
         """Features of the RGB images of one prompt."""
-        found: list[Picture] = self.model.see(images) if images else []
+        if not images:
+            return []
+        if not hasattr(self.model, "see"):
+            raise PromptError(f"{self.family.name} takes no images", source="prompt", remedy="load a vision-language checkpoint")
+        found: list[Picture] = self.model.see(images)
         return found
 
     def see(self, image: Any) -> Picture:

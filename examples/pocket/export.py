@@ -23,7 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     model = PocketModel()
     model.tower.load_state_dict(torch.load(args.reader, weights_only=True)["ema"])
-    trained = torch.nn.ModuleDict({"adapter": model.adapter, "backbone": model.backbone})
+    trained = torch.nn.ModuleDict({name: part for name, part in model.named_children() if name != "tower"})
     trained.load_state_dict(torch.load(args.backbone, weights_only=True)["ema"])
     save_pocket(model, POCKET / "tokenizer.json", args.out)
 

@@ -13,7 +13,7 @@ from examples.pocket.reader_data import CHAR_CLASS
 from examples.pocket.sample import Query, Sample, Value
 from vision.lines import Detections
 from vision.reader import COLORS, THINGS
-from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING, Things, VisualTokens, assemble
+from vision.tokens import BLANK, CHAR, GAP, ROW_END, SPELLED, THING, Things, VisualTokens, assemble, name_of
 from vlm.backbone.slots import SlotTable
 from vlm.processor.tokenizer import Tokenizer
 from vlm.structure.scaffold import Scaffold, compile_scaffold
@@ -97,7 +97,7 @@ def true_things(sample: Sample) -> Things:
 
 def locate(tokens: VisualTokens, glyphs: list[Glyph]) -> dict[int, int]:
     """Which entry shows each glyph: ``id(glyph)`` -> entry; glyphs the reader missed are left out."""
-    chars = np.flatnonzero(tokens.kind == CHAR)
+    chars = np.flatnonzero((tokens.kind == CHAR) & (tokens.cells != SPELLED))
     if not len(chars) or not glyphs:
         return {}
     boxes = tokens.boxes[chars]
@@ -164,7 +164,8 @@ class LessonMaker:
         where = locate(tokens, glyphs)
         instruction = self.tokenizer.encode(query.instruction)
         if query.schema is None:
-            return self._free(query, instruction, where, tokens)
+            spare = 16 * int(rng.integers(0, 2)) if rng is not None else 0
+            return self._free(query, instruction, where, tokens, spare)
         scaffold = self.scaffold(query.schema if rng is None else tightened(query, rng))
         special = self.tokenizer.special
         ids = np.array(scaffold.ids, np.int64)
@@ -190,13 +191,15 @@ class LessonMaker:
             pointer[slot.start : slot.start + len(marks)] = marks
         return Lesson(instruction, ids, slot_of >= 0, slot_index, pointer, query.task, SlotTable.of(scaffold))
 
-    def _free(self, query: Query, instruction: list[int], where: dict[int, int], tokens: VisualTokens) -> Lesson:
+    def _free(self, query: Query, instruction: list[int], where: dict[int, int], tokens: VisualTokens, spare: int) -> Lesson:
         text_ids = self.tokenizer.encode_chars(str(query.answer))
         value = query.values.get("")
         marks = value_pointers(value, where, tokens) if value else [NOWHERE] * len(text_ids)
+        if value and value.boxes:
+            marks = reasons(value, tokens)
         if len(marks) != len(text_ids):
             marks = [UNKNOWN] * len(text_ids)
-        budget = -(-(len(text_ids) + 1) // 16) * 16
+        budget = -(-(len(text_ids) + 1) // 16) * 16 + spare
         ids = np.full(budget, self.tokenizer.special["<|pad|>"], np.int64)
         pointer = np.full(budget, NOWHERE, np.int64)
         ids[: len(text_ids)], pointer[: len(marks)] = text_ids, marks
@@ -208,16 +211,51 @@ class LessonMaker:
         """Grounding points at the thing whose box is the target, or at the text inside it."""
         if query.task != "ground" or query.box is None:
             return None
-        x0, y0, x1, y1 = query.box
-        cx, cy = (tokens.boxes[:, 0] + tokens.boxes[:, 2]) / 2, (tokens.boxes[:, 1] + tokens.boxes[:, 3]) / 2
-        inside = (cx >= x0) & (cx <= x1) & (cy >= y0) & (cy <= y1) & (np.isin(tokens.kind, (THING, CHAR)))
-        if not inside.any():
-            return UNKNOWN
-        picked = np.flatnonzero(inside)
-        things = picked[tokens.kind[picked] == THING]
-        pool = things if len(things) else picked
-        middle = np.abs(cx[pool] - (x0 + x1) / 2) + np.abs(cy[pool] - (y0 + y1) / 2)
-        return int(pool[np.argmin(middle)])
+        return entry_in(query.box, tokens)
+
+
+def reasons(value: Value, tokens: VisualTokens) -> list[int]:
+    """Pointers of an answer about things: into the letters of their names where those are said, else the first character of
+    what is said about a thing points at the thing, and the rest is not supervised."""
+    out: list[int] = []
+    i = 0
+    while i < len(value.text):
+        box = value.boxes[i]
+        j = i + 1
+        while j < len(value.text) and value.boxes[j] is box:
+            j += 1
+        said = value.text[i:j]
+        if box is None:
+            marks = [NOWHERE] * len(said)
+        elif box == [] or (entry := entry_in(box, tokens)) == UNKNOWN or tokens.kind[entry] != THING:
+            marks = [UNKNOWN] * len(said)
+        else:
+            name = name_of(int(tokens.classes[entry, 0]), int(tokens.color[entry]))
+            marks = [UNKNOWN] * len(said)
+            found = [(w, name.find(w), said.find(w)) for w in (name, *name.split(" ")) if w and w in said]
+            if found:
+                word, there, here = found[0]
+                marks = [NOWHERE] * len(said)
+                marks[here : here + len(word)] = range(entry + 1 + there, entry + 1 + there + len(word))
+            else:
+                marks[0] = entry
+        out += marks
+        i = j
+    return out
+
+
+def entry_in(box: list[float], tokens: VisualTokens) -> int:
+    """The thing (or else the character) inside the box that lies nearest to its middle; UNKNOWN if there is none."""
+    x0, y0, x1, y1 = box
+    cx, cy = (tokens.boxes[:, 0] + tokens.boxes[:, 2]) / 2, (tokens.boxes[:, 1] + tokens.boxes[:, 3]) / 2
+    inside = (cx >= x0) & (cx <= x1) & (cy >= y0) & (cy <= y1) & (np.isin(tokens.kind, (THING, CHAR)))
+    if not inside.any():
+        return UNKNOWN
+    picked = np.flatnonzero(inside)
+    things = picked[tokens.kind[picked] == THING]
+    pool = things if len(things) else picked
+    middle = np.abs(cx[pool] - (x0 + x1) / 2) + np.abs(cy[pool] - (y0 + y1) / 2)
+    return int(pool[np.argmin(middle)])
 
 
 def see(sample: Sample, rng: np.random.Generator, error: float) -> VisualTokens:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from examples.pocket.lessons import COLON
 from examples.pocket.sample import Sample, render
 from vision.reader import ReaderConfig, ReaderTower
-from vision.tokens import VisualTokens, assemble, detect, detect_things
+from vision.reading import read_picture
+from vision.tokens import VisualTokens
 
 
 class Reader:
@@ -27,20 +29,10 @@ class Reader:
         tower.load_state_dict(torch.load(path, weights_only=True)["ema"])
         return cls(tower)
 
-    @torch.no_grad()
     def read(self, image: NDArray[np.uint8]) -> tuple[VisualTokens, NDArray[np.float16]]:
-        """Visual tokens of a picture [H, W, 3] and the features [K, F] of their cells."""
-        height, width = image.shape[:2]
-        padded = np.pad(image, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="edge")
-        pixels = torch.from_numpy(padded).permute(2, 0, 1).unsqueeze(0).float().div_(255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = self.tower(pixels)
-        tokens = assemble(detect(output), detect_things(output), (width, height), COLON)
-        maps = output.features[0].float().flatten(1)  # [F, cells]
-        features = torch.zeros(len(tokens), maps.shape[0])
-        cells = torch.from_numpy(tokens.cells)
-        features[cells >= 0] = maps[:, cells[cells >= 0]].T
-        return tokens, features.half().numpy()
+        """Visual tokens of a picture [H, W, 3] and the features [K, F] of their cells, as the product reads them."""
+        reading = read_picture(self.tower, Image.fromarray(image), COLON)
+        return reading.tokens, reading.features.half().numpy()
 
     def see(self, sample: Sample, rng: np.random.Generator) -> tuple[VisualTokens, NDArray[np.float16]]:
         """Draw, degrade and read a sample; its glyph boxes move along with the page."""

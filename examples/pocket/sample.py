@@ -23,10 +23,17 @@ class Thing:
 
 @dataclass
 class Value:
-    """Characters of an answer and, for each, the glyph it is copied from (None: blank or not copied)."""
+    """Characters of an answer and what each is taken from.
+
+    Attributes:
+        glyphs: the glyph that is copied, None for blanks and what is not copied.
+        boxes: box of the thing that is the reason for the character, where no glyph is; None for nothing on the page, and
+            an empty list where nobody knows. No list at all: nothing on the page.
+    """
 
     text: str
     glyphs: list[Glyph | None]
+    boxes: list[list[float] | None] = field(default_factory=list)
 
 
 @dataclass

@@ -22,9 +22,14 @@ SHAPES = ("circle", "rectangle", "triangle", "square", "star", "diamond")
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
-def free(task: str, instruction: str, answer: str) -> Query:
-    """A query answered by free text that stands nowhere on the page."""
-    return Query(task, instruction, None, answer, {"": Value(answer, [None] * len(answer))})
+def free(task: str, instruction: str, answer: str, reason: list[float] | list[list[float] | None] | None = None) -> Query:
+    """A query answered by free text that stands nowhere on the page.
+
+    `reason`: the box of the thing the answer is about, one box (or None) for each character, an empty list where no single
+    thing is the reason, None where nothing on the page is.
+    """
+    boxes: list[Any] = list(reason) if reason and len(reason) == len(answer) and not isinstance(reason[0], float) else [reason] * len(answer)
+    return Query(task, instruction, None, answer, {"": Value(answer, [None] * len(answer), boxes)})
 
 
 def _outline(kind: str, x: float, y: float, w: float, h: float) -> list[tuple[float, float]]:
@@ -98,7 +103,7 @@ def make(rng: Rng, held_out: bool = False, kind: str | None = None) -> Sample:
             things.append(Thing(shape, color, box))
     queries = [*rng.permutation(np.array(vqa_questions(things[0], rng), object))[:3]] if single else []
     queries += count_questions(things, rng)
-    queries.append(free("caption", "Describe the image.", caption(things)))
+    queries.append(captioned(things))
     return Sample(page, None, things, queries, "scene")
 
 
@@ -107,8 +112,8 @@ def vqa_questions(thing: Thing, rng: Rng) -> list[Query]:
     out = []
     shape_questions = ["what shape is in the image?", "what shape does the image contain?", "what shape is present?", f"what is the {thing.color} shape?"]
     color_questions = [f"what color is the {thing.kind}?", "what color is the shape?", f"what is the color of the {thing.kind}?", "what is the color of the shape?"]
-    out.append(free("ask", str(rng.choice(shape_questions)), thing.kind))
-    out.append(free("ask", str(rng.choice(color_questions)), str(thing.color)))
+    out.append(free("ask", str(rng.choice(shape_questions)), thing.kind, thing.box))
+    out.append(free("ask", str(rng.choice(color_questions)), str(thing.color), thing.box))
     for _ in range(3):
         if rng.random() < 0.5:
             named = str(thing.color) if rng.random() < 0.45 else str(rng.choice(VQA_COLORS))
@@ -122,7 +127,7 @@ def vqa_questions(thing: Thing, rng: Rng) -> list[Query]:
             if positive
             else [f"does the image not contain a {what}?", f"is there not a {what}?", f"is there not a {what} in the image?", f"is no {what} present?"]
         )
-        out.append(free("ask", str(rng.choice(forms)), "yes" if there == positive else "no"))
+        out.append(free("ask", str(rng.choice(forms)), "yes" if there == positive else "no", thing.box))
     return out
 
 
@@ -134,28 +139,40 @@ def count_questions(things: list[Thing], rng: Rng) -> list[Query]:
         chosen = things[rng.integers(len(things))]
         kind, color = chosen.kind, str(chosen.color)
     same_kind, same_color = sum(t.kind == kind for t in things), sum(t.color == color for t in things)
-    out.append(free("ask", f"how many {kind}s are there?", str(same_kind)))
+    out.append(free("ask", f"how many {kind}s are there?", str(same_kind), []))
     if rng.random() < 0.5:
-        out.append(free("ask", f"how many {color} shapes are there?", str(same_color)))
+        out.append(free("ask", f"how many {color} shapes are there?", str(same_color), []))
     else:
-        both = any(t.kind == kind and t.color == color for t in things)
-        out.append(free("ask", f"is there a {color} {kind}?", "yes" if both else "no"))
+        both = [t for t in things if t.kind == kind and t.color == color]
+        out.append(free("ask", f"is there a {color} {kind}?", "yes" if both else "no", both[0].box if both else None))
     if same_kind == 1 and rng.random() < 0.5:
         (only,) = [t for t in things if t.kind == kind]
-        out.append(free("ask", f"what color is the {kind}?", str(only.color)))
+        out.append(free("ask", f"what color is the {kind}?", str(only.color), only.box))
     return out
 
 
 def caption(things: list[Thing]) -> str:
     """'two red circles and a black square', most frequent first, ties in order of name."""
-    groups: dict[tuple[str, str], int] = {}
+    return str(captioned(things).answer)
+
+
+def captioned(things: list[Thing]) -> Query:
+    """The query for a caption; each phrase is about the first of its things."""
+    groups: dict[tuple[str, str], list[Thing]] = {}
     for t in things:
-        groups[(str(t.color), t.kind)] = groups.get((str(t.color), t.kind), 0) + 1
-    parts = []
-    for (color, kind), n in sorted(groups.items(), key=lambda item: (-item[1], item[0])):
+        groups.setdefault((str(t.color), t.kind), []).append(t)
+    parts: list[tuple[str, list[float]]] = []
+    for (color, kind), members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         article = "an" if color[0] in "aeiou" else "a"
-        parts.append(f"{article} {color} {kind}" if n == 1 else f"{_NUMBERS[n]} {color} {kind}s")
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "nothing"
+        n = len(members)
+        phrase = f"{article} {color} {kind}" if n == 1 else f"{_NUMBERS[n] if n < len(_NUMBERS) else n} {color} {kind}s"
+        parts.append((phrase, members[0].box))
+    text, boxes = "", []
+    for i, (phrase, box) in enumerate(parts):
+        link = "" if not i else " and " if i == len(parts) - 1 else ", "
+        text += link + phrase
+        boxes += [None] * len(link) + [box] * len(phrase)
+    return free("caption", "Describe the image.", text or "nothing", boxes or None)
 
 
 def load_rows(pack: Path, split: str) -> list[dict[str, Any]]:
@@ -172,15 +189,15 @@ def real_sample(pack: Path, row: dict[str, Any], rng: Rng) -> Sample:
         o = row["object"]
         things = [Thing(o["shape"], o["color"], [float(v) for v in o["bbox"]])]
         picked = rng.permutation(len(row["qa"]))[:4]
-        queries = [free("ask", row["qa"][i]["question"], row["qa"][i]["answer"]) for i in picked]
-        queries.append(free("caption", "Describe the image.", caption(things)))
+        queries = [free("ask", row["qa"][i]["question"], row["qa"][i]["answer"], things[0].box) for i in picked]
+        queries.append(captioned(things))
         return Sample(page, image, things, queries, "easy_vqa")
     things = [Thing(o["type"], o["color"], [float(v) for v in o["bbox"]]) for box in row["boxes"] for o in box]
     queries = []
     if row["sentence"] and row["label"] is not None:
-        queries += [free("ask", f"true or false: {row['sentence']}", "true" if row["label"] else "false")] * 2
+        queries += [free("ask", f"true or false: {row['sentence']}", "true" if row["label"] else "false", [])] * 2
     sentence, truth = nlvr_sentence(row["boxes"], rng)
-    queries.append(free("ask", f"true or false: {sentence}", "true" if truth else "false"))
+    queries.append(free("ask", f"true or false: {sentence}", "true" if truth else "false", []))
     queries.append(count_questions(things, rng)[0])
     return Sample(page, image, things, queries, "nlvr")
 

@@ -10,12 +10,13 @@ import multiprocessing
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from examples.pocket import scenes, screens
+from examples.pocket import documents, scenes, screens
 from examples.pocket.facts import Rng
 from examples.pocket.page import Page
-from examples.pocket.reader_data import char_targets
+from examples.pocket.reader_data import char_targets, stretch, worn
 from examples.pocket.sample import Sample, Thing, render
 from vision.reader import COLORS, STRIDE, THINGS
 from vision.tokens import ANCHOR
@@ -70,7 +71,7 @@ def _arrays(pixels: np.ndarray, page: Page, things: list[Thing]) -> dict[str, np
 
 
 def draw(job: tuple[str, int, str]) -> dict[str, np.ndarray]:
-    """One page of the kind 'vqa', 'nlvr', 'drawn' or 'screen' from a seed."""
+    """One page of the kind 'vqa', 'nlvr', 'drawn', 'screen' or 'document' from a seed."""
     kind, seed, root = job
     rng = np.random.default_rng((seed, 77))
     if kind == "screen":
@@ -78,6 +79,8 @@ def draw(job: tuple[str, int, str]) -> dict[str, np.ndarray]:
         pixels = render(sample, rng, float(rng.choice([0.0, 0.0, 0.2])))
         assert sample.page is not None
         return _arrays(pixels, sample.page, sample.things)
+    if kind == "document":
+        return _document(rng)
     if kind == "drawn":
         pixels, things = sheet([scenes.make(rng) for _ in range(40)], rng, 384, 320)
     else:
@@ -87,6 +90,24 @@ def draw(job: tuple[str, int, str]) -> dict[str, np.ndarray]:
         size = (384, 320) if kind == "vqa" else (400, 320)
         pixels, things = sheet([scenes.real_sample(pack, rows[i], rng) for i in picked], rng, *size)
     return _arrays(pixels, Page(8, 8), things)
+
+
+def _document(rng: Rng, width: int = 384, height: int = 320) -> dict[str, np.ndarray]:
+    """A window of a document, worn and degraded like a hard reader page: real layouts, with all their empty paper."""
+    page = documents.make(rng).page
+    assert page is not None
+    zoom = float(rng.uniform(0.75, 1.3))
+    stretch(page, max(8, int(page.width * zoom)), max(8, int(page.height * zoom)))
+    x, y = (int(rng.integers(min(0, have - want), max(0, have - want) + 1)) for have, want in ((page.width, width), (page.height, height)))
+    page.image = page.image.transform((width, height), Image.Transform.EXTENT, (x, y, x + width, y + height), fillcolor=page.background)
+    page.draw = ImageDraw.Draw(page.image)
+    page.width, page.height = width, height
+    for g in page.glyphs():
+        g.x0, g.x1, g.y0, g.y1 = g.x0 - x, g.x1 - x, g.y0 - y, g.y1 - y
+    if rng.random() < 0.4:
+        worn(page, rng)
+    pixels = page.finish(rng, hardness=float(rng.choice([0.2, 0.6, 1.0])), turn=2.5)
+    return _arrays(pixels, page, [])
 
 
 _CACHE: dict[str, list] = {}

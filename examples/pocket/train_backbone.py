@@ -32,13 +32,15 @@ from vlm.backbone.slots import join
 from vlm.families.pocket import PackedPocket, PocketModel, Slots, Words
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.words import prompt_words
-from vlm.training.losses import NOWHERE, UNKNOWN, masked_cross_entropy, pad_weights, pointer_loss
+from vlm.training.losses import NOWHERE, UNKNOWN, masked_cross_entropy, pointer_loss
 from vlm.training.masking import views
 from vlm.training.trainer import Trainer
 
 TOKENIZER = Tokenizer.pocket()
 #: Control tokens before the picture and after the text, as the pocket template sets them.
 FRAME = ([TOKENIZER.special[n] for n in ("<|bos|>", "<|user|>")], [TOKENIZER.special[n] for n in ("<|end|>", "<|assistant|>")])
+#: What a cell of a free answer counts.
+FREE_WEIGHT = 4.0
 #: A page with its lessons: visual tokens, features [F, n] of their cells (or None), canvases.
 Item = tuple[VisualTokens, np.ndarray | None, list[Lesson]]
 
@@ -51,8 +53,9 @@ class Settings:
     seed: int
     error: float
     stage: str = "full"
-    max_tokens: int = 640
-    max_canvas: int = 288
+    features: bool = False
+    max_tokens: int = 800
+    max_canvas: int = 420
 
 
 class ItemMaker:
@@ -71,6 +74,7 @@ class ItemMaker:
                 tokens, features = see(sample, rng, float(rng.beta(1, 12)) * self.settings.error), None
             else:
                 tokens, features = self.reader.see(sample, rng)
+                features = features if self.settings.features else None
             if not len(tokens) or len(tokens) > self.settings.max_tokens:
                 continue
             lessons = [self.lessons.make(q, tokens, sample.page, rng) for q in sample.queries]
@@ -214,12 +218,21 @@ class LessonObjective:
         target, pointer = (t.unsqueeze(1).expand_as(batch.masks)[batch.masks] for t in (batch.ids, batch.pointer))
         return target, pointer.masked_fill(target == self.pad, UNKNOWN)
 
+    def weights(self, batch: Batch) -> Tensor:
+        """[R] what each masked cell counts: filler little, but the first behind a value, which says where it ends, in full;
+        free answers, which are short beside documents, more."""
+        filler = batch.ids == self.pad
+        ends = filler & ~torch.nn.functional.pad(filler[:, :-1], (1, 0))
+        free = ~(batch.slots.slot > 0).any(dim=1, keepdim=True)
+        weight = torch.where(filler & ~ends, self.pad_weight, torch.where(free, FREE_WEIGHT, 1.0))
+        return weight.unsqueeze(1).expand_as(batch.masks)[batch.masks]
+
     def totals(self, batch: Batch) -> dict[str, float]:
         """Weights of the masked cells, how many have a known source, and how many slots a known start."""
-        target, pointer = self.targets(batch)
+        _, pointer = self.targets(batch)
         first = batch.slots.index.unsqueeze(1).expand_as(batch.masks)[batch.masks] == 1
         return {
-            "text": float(pad_weights(target, self.pad, self.pad_weight).sum()), "points": float((pointer != UNKNOWN).sum()),
+            "text": float(self.weights(batch).sum()), "points": float((pointer != UNKNOWN).sum()),
             "starts": float((pointer[first] != UNKNOWN).sum()),
         }  # fmt: skip
 
@@ -234,7 +247,7 @@ class LessonObjective:
         behind = self.model.prefix(batch.prompt, batch.prompt_valid, batch.media, batch.words, batch.visual)
         found = self.model.cells(ids.masked_fill(asked, self.mask), slots, asked, lengths, rows, behind)
         target, pointer = self.targets(batch)
-        text = masked_cross_entropy(found.logits, target, pad_weights(target, self.pad, self.pad_weight), totals["text"])
+        text = masked_cross_entropy(found.logits, target, self.weights(batch), totals["text"])
         points = pointer_loss(found.scores, pointer, total=max(totals["points"], 1.0))
         begins = pointer[(slots.index == 1)[asked]]
         starts = pointer_loss(found.start, begins, 1.0, total=max(totals["starts"], 1.0))
@@ -314,6 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_options(parser, minutes=30, adam_lr=2e-3, threads=1)
     parser.add_argument("--reader", default="none")
+    parser.add_argument("--features", action="store_true", help="hand on the tower's features; only for a tower that is not trained further")
     parser.add_argument("--stage", default="full", choices=list(STAGES))
     parser.add_argument("--cells", type=int, default=6000, help="prefix and canvas cells a batch")
     parser.add_argument("--workers", type=int, default=1)
@@ -325,7 +339,7 @@ def main() -> None:
     model = PocketModel()
     model.tower.requires_grad_(False)
     data = LessonBatches(
-        Settings(args.reader, args.seed, args.error, args.stage), model.config.reader.width, workers=args.workers, budget=args.cells,
+        Settings(args.reader, args.seed, args.error, args.stage, args.features), model.config.reader.width, workers=args.workers, budget=args.cells,
         method="fork" if args.device == "cpu" else "spawn",
     )  # fmt: skip
     trainer = Trainer(

@@ -7,6 +7,7 @@ Resumes from ``--out`` when it exists (``--fresh`` starts anew). Logs loss and a
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from vlm.training.trainer import Trainer, move
 
 Batch = dict[str, Tensor]
 #: What an empty cell counts beside one with a character, and beside one with a thing.
-EMPTY_CHAR, EMPTY_THING = 0.1, 0.02
+EMPTY_CHAR, EMPTY_THING = 0.4, 0.1
+#: How much oftener pages with coloured objects are drawn than their number says: they are few, and cheap to learn.
+COLOURED = 6.0
 
 
 class ShardBatches:
@@ -48,10 +51,15 @@ class ShardBatches:
                 raise SystemExit(f"no shards in {self.folder}: run examples.pocket.render_reader first")
         rng = np.random.default_rng((self.seed, self.number))
         self.number += 1
-        pages = np.array([len(self._shard(name)["pixels"]) for name in self.names])
-        shard = self._shard(self.names[int(rng.choice(len(pages), p=pages / pages.sum()))])
+        share = np.array([self._share(name) for name in self.names])
+        shard = self._shard(self.names[int(rng.choice(len(share), p=share / share.sum()))])
         rows = np.sort(rng.choice(len(shard["pixels"]), self.size, replace=False))
         return augment({k: torch.from_numpy(v[rows]) for k, v in shard.items()}, rng)
+
+    @functools.cache  # noqa: B019 - lives as long as the training
+    def _share(self, name: str) -> float:
+        shard = self._shard(name)
+        return len(shard["pixels"]) * (COLOURED if _coloured(shard) else 1.0)
 
     def _shard(self, name: str) -> dict[str, np.ndarray]:
         if name not in self._shards:
@@ -71,13 +79,19 @@ class ShardBatches:
 def augment(batch: Batch, rng: np.random.Generator) -> Batch:
     """Cheap variety at load time: inverted pages, shuffled colour channels, contrast."""
     pixels = as_pixels(batch["pixels"])
-    if rng.random() < 0.12:
+    free = not _coloured(batch)  # where colours are asked for, they stay
+    if rng.random() < 0.12 and free:
         pixels = 1 - pixels
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 and free:
         pixels = pixels[:, torch.from_numpy(rng.permutation(3))]
     if rng.random() < 0.5:
         pixels = (pixels - 0.5) * float(rng.uniform(0.6, 1.2)) + 0.5 + float(rng.uniform(-0.15, 0.15))
     return {**batch, "pixels": pixels.clamp_(0, 1).contiguous(memory_format=torch.channels_last)}
+
+
+def _coloured(batch: Mapping[str, Any]) -> bool:
+    """Whether objects with labelled colours are on the pages."""
+    return "colors" in batch and bool((batch["colors"] > 0).any())
 
 
 def as_pixels(bytes_: Tensor) -> Tensor:

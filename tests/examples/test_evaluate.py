@@ -71,12 +71,14 @@ def test_validity_sees_wrong_types_formats_and_texts_that_differ():
 def test_scene_rule_of_the_pack():
     true = {"type": "circle", "color": "blue", "size": 20, "bbox": [10, 10, 30, 30]}
     assert _strict(Item("circle", "blue", (11, 12, 32, 30), 1.0), true)
-    for kind, color, box in (("square", "blue", (10, 10, 30, 30)), ("circle", "black", (10, 10, 30, 30)), ("circle", "blue", (13, 10, 33, 30)), ("circle", "blue", (10, 10, 38, 38))):
+    here = (10, 10, 30, 30)
+    for kind, color, box in (("square", "blue", here), ("circle", "black", here), ("circle", "blue", (13, 10, 33, 30)), ("circle", "blue", (10, 10, 38, 38))):
         assert not _strict(Item(kind, color, box, 1.0), true)
 
 
 @pytest.mark.parametrize(
-    ("value", "smaller", "verdict"), [(0.8, False, "below floor"), (0.9, False, "floor"), (0.99, False, "aim"), (0.8, True, "aim"), (0.9, True, "below floor"), (0.85, True, "floor")]
+    ("value", "smaller", "verdict"),
+    [(0.8, False, "below floor"), (0.9, False, "floor"), (0.99, False, "aim"), (0.8, True, "aim"), (0.9, True, "below floor"), (0.85, True, "floor")],
 )
 def test_verdicts(value, smaller, verdict):
     floor, aim = (0.85, 0.8) if smaller else (0.85, 0.97)
@@ -140,14 +142,16 @@ def test_a_run_on_drawn_sets_writes_figures_that_are_valid_json(quiet, tmp_path,
     from examples.pocket.evaluate import main
 
     out = tmp_path / "out.json"
-    assert main(["--tasks", "documents,absent,boxes,lines,screens,schema_valid,gui", "--limit", "2", "--model", str(quiet), "--json", str(out)]) == 0
+    tasks = "documents,absent,boxes,lines,screens,schema_valid,gui"
+    assert main(["--tasks", tasks, "--limit", "2", "--model", str(quiet), "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     figures = {(f["task"], f["metric"]): f for f in report["figures"]}
     assert figures["documents", "field exact match"]["n"] >= 2
     assert figures["lines", "lines exact"]["n"] == 2
     valid = figures["schema_valid", "results that satisfy their schema"]
     assert valid["value"] == 1.0 and valid["n"] >= 2 * len(ODD_SCHEMAS) + 2
-    assert report["command"].startswith("python -m examples.pocket.evaluate --tasks") and report["skipped"] == {"gui": "no gui/manifest.jsonl under the data root"}
+    assert report["command"].startswith("python -m examples.pocket.evaluate --tasks")
+    assert report["skipped"] == {"gui": "no gui/manifest.jsonl under the data root"}
     table = capsys.readouterr().out
     assert "field exact match" in table and "below floor" in table and "gui: not measured" in table
 
@@ -158,7 +162,8 @@ def test_a_run_on_packs(quiet, tmp_path):
     if not (DATA / "sroie" / "manifest.jsonl").is_file():
         pytest.skip("../shared/data is not here")
     out = tmp_path / "out.json"
-    assert main(["--data", str(DATA), "--tasks", "easy_vqa,nlvr,nlvr_scene,sroie_read,sroie_fields,gui", "--limit", "1", "--model", str(quiet), "--json", str(out)]) == 0
+    tasks = "easy_vqa,nlvr,nlvr_scene,sroie_read,sroie_fields,gui"
+    assert main(["--data", str(DATA), "--tasks", tasks, "--limit", "1", "--model", str(quiet), "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     measured = {f["task"] for f in report["figures"] if f["n"]}
     assert measured == {"easy_vqa", "nlvr", "nlvr_scene", "sroie_read", "sroie_fields", "gui"} and not report["refused"]

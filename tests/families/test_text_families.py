@@ -107,7 +107,7 @@ def test_a_vocabulary_without_tokenizer_json_gives_the_same_ids(tmp_path: Path) 
     old, new = Tokenizer.from_file(tmp_path), Tokenizer.from_file(FOLDERS["dream"])
     assert old.special == new.special
     assert old.vocab_size == new.vocab_size
-    for text in ("How many eggs are in the box?", "I'LL  pay 1234 €\n\n  twice\t!", "e\u0301tude ＡＢＣ 漢字 🙂", "x<|mask|>y"):
+    for text in ("How many eggs are in the box?", "I'LL  pay 1234 €\n\n  twice\t!", "e\u0301tude \uff21\uff22\uff23 漢字 🙂", "x<|mask|>y"):
         assert old.encode(text) == new.encode(text)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "LlamaTokenizer"}))

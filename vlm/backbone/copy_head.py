@@ -7,7 +7,9 @@ Pointer network: arXiv:1506.03134; pointer-generator: arXiv:1704.04368, here in 
 
 Values stand in one piece on a page. So the pointer has a prior: where the slot's first cell thinks the value starts,
 moved on by the cell's place in the slot. One guess then serves all cells of a slot, and one slot teaches it many times.
-A cell is also told how many blanks, gaps and row ends lie between the start and the place it points at: values end at one.
+In numbers the pointer moves over digits, points and signs only. A cell is also told how many blanks, gaps and row ends lie
+between the start and the place it points at, since values end at one, and how good the best start is, since there may be
+none.
 
 Supervising the attention with the true places (:mod:`vlm.training`) is what makes a small model look at the picture at
 all; the same attention says where a field was read.
@@ -25,6 +27,8 @@ from torch import Tensor, nn
 FLOOR = -10.0
 #: Kinds of breaks that are counted, and up to how many.
 BREAKS, MOST_BREAKS = 3, 3
+#: Figures about a slot's start: best hint, hint where it starts, its greatest and its 'nowhere' probability.
+EVIDENCE = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class CopyMemory:
         keys: [B, P, key_dim] normalised. values: [B, P, D] what a cell takes along from an entry.
         valid: [B, P] entries that may be pointed at (visual ones).
         tokens: [B, P, V] probability of each token at each entry; all zero where nothing can be copied.
+        numeric: [B, P] entries that a number is written with.
         breaks: [B, P, BREAKS] float32, how many breaks of each kind (blanks, gaps, row ends) lie before each entry.
     """
 
@@ -56,6 +61,7 @@ class CopyMemory:
     values: Tensor
     valid: Tensor
     tokens: Tensor
+    numeric: Tensor
     breaks: Tensor
 
     def select(self, rows: Tensor) -> CopyMemory:
@@ -93,6 +99,9 @@ class CopyHead(nn.Module):
         self.key = nn.Linear(hidden, config.key_dim, bias=False)
         self.value = nn.Linear(hidden, hidden, bias=False)
         self.crossed = nn.Linear(BREAKS * MOST_BREAKS, hidden, bias=False)
+        self.begun = nn.Linear(hidden, hidden, bias=False)  # of what stands where the slot starts
+        self.evidence = nn.Linear(EVIDENCE, hidden)
+        self.absent = nn.Parameter(torch.tensor([1.0, -0.7]))  # of 'nowhere' as a start: constant, and slope in the best hint
         self.nowhere = nn.Parameter(torch.randn(config.key_dim) * 0.5)
         self.gain = nn.Parameter(torch.tensor([2.0, 3.0]))  # of the cell's own query and of the start query
         self.prior = nn.Parameter(torch.tensor(1.0))
@@ -100,18 +109,22 @@ class CopyHead(nn.Module):
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, config.boost)
 
-    def memory(self, hidden: Tensor, valid: Tensor, tokens: Tensor, breaks: Tensor) -> CopyMemory:
+    def memory(self, hidden: Tensor, valid: Tensor, tokens: Tensor, numeric: Tensor, breaks: Tensor) -> CopyMemory:
         """Keys and values of the prefix: `hidden` [B, P, D], the rest as in :class:`CopyMemory`."""
         key = self.key(hidden)
-        return CopyMemory(F.rms_norm(key, key.shape[-1:]), self.value(hidden), valid, tokens, breaks)
+        return CopyMemory(F.rms_norm(key, key.shape[-1:]), self.value(hidden), valid, tokens, numeric, breaks)
 
-    def point(self, hidden: Tensor, place: Tensor, memory: CopyMemory, row: int, hint: Tensor | None = None) -> tuple[Pointing, Tensor]:
+    def point(
+        self, hidden: Tensor, place: Tensor, memory: CopyMemory, row: int, hint: Tensor, number: Tensor, keyed: Tensor
+    ) -> tuple[Pointing, Tensor]:
         """Point from n cells of slots that stand one after the other, all behind prefix row `row`.
 
         Args:
             hidden: [n, D] states of the cells, slots from first to last cell.
             place: [n] place of each cell in its slot, from 0.
-            hint: [S, P + 1] what else is known of where each slot starts, added to its logits.
+            hint: [S, P] what else is known of where each slot starts, added to its logits; 0 where nothing is.
+            number: [S] slots of numbers. keyed: [S] slots of a schema; free text seldom is one piece of the page: its cells
+                have the prior only as far as it starts on the page.
 
         Returns:
             where they point, and what to add to their states [n, D] (without the copied token, which the caller embeds).
@@ -120,16 +133,43 @@ class CopyHead(nn.Module):
         first = place == 0
         slot = first.long().cumsum(0) - 1
         own = self._logits(self.query(hidden), self.gain[0], keys, valid)  # [n, P+1]
-        start = self._logits(self.start_query(hidden[first]), self.gain[1], keys, valid)
-        start = torch.log_softmax(start if hint is None else start + hint, dim=-1)
-        scores = own + self.prior * shifted(start.clamp_min(FLOOR), slot, place)
+        start, evidence = self._start(hidden[first], hint, keys, valid)
+        held = torch.where(keyed, 1.0, 1 - start[:, -1].exp())[slot].unsqueeze(1)
+        scores = own + self.prior * held * self._moved(start.clamp_min(FLOOR), slot, place, number, memory.numeric[row])
         attention = torch.softmax(scores, dim=-1)
         seen = attention[:, :-1].to(memory.values.dtype)
         crossed = _expected(attention, memory.breaks[row]) - _expected(start.exp(), memory.breaks[row])[slot]  # [n, BREAKS]
         steps = torch.arange(MOST_BREAKS, device=crossed.device)
         told = self.crossed((crossed.unsqueeze(-1) - steps).clamp(0, 1).flatten(1).to(seen.dtype))
+        begun = start.exp()[:, :-1].to(seen.dtype) @ memory.values[row]
+        told = told + (self.evidence(evidence.to(seen.dtype)) + self.begun(begun))[slot]
         pointing = Pointing(scores, (seen @ memory.tokens[row].to(seen.dtype)).float(), start)
         return pointing, seen @ memory.values[row] + told
+
+    def _start(self, hidden: Tensor, hint: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [S, P + 1] of where slots start, and the figures [S, EVIDENCE] about them."""
+        hint = hint.masked_fill(~valid, 0.0)
+        best = hint.amax(-1).clamp_min(0) if hint.shape[1] else hint.new_zeros(len(hint))
+        nowhere = self.absent[0] + self.absent[1] * best
+        logits = self._logits(self.start_query(hidden), self.gain[1], keys, valid) + torch.cat((hint, nowhere.unsqueeze(1)), dim=1)
+        start = torch.log_softmax(logits, dim=-1)
+        share = start.exp()
+        there = (share[:, :-1] * hint).sum(-1)
+        figures = torch.stack((best / 5, there / 5, share[:, :-1].amax(-1) if hint.shape[1] else best, share[:, -1]), dim=-1)
+        return start, figures
+
+    @staticmethod
+    def _moved(start: Tensor, slot: Tensor, place: Tensor, number: Tensor, numeric: Tensor) -> Tensor:
+        """The prior [n, P + 1] of all cells: over all entries, or in numbers over the numeric ones."""
+        out = shifted(start, slot, place)
+        cells = number[slot]
+        columns = numeric.nonzero(as_tuple=True)[0]
+        if not bool(cells.any()) or not len(columns):
+            return out
+        columns = torch.cat((columns, columns.new_tensor([start.shape[1] - 1])))
+        inner = shifted(start.index_select(1, columns), slot[cells], place[cells])
+        whole = inner.new_full((len(inner), start.shape[1]), FLOOR).index_copy(1, columns, inner)
+        return out.index_copy(0, cells.nonzero(as_tuple=True)[0], whole)
 
     def _logits(self, query: Tensor, gain: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
         query = F.rms_norm(query, query.shape[-1:]) * (gain * query.shape[-1] ** -0.5)

@@ -35,8 +35,8 @@ class Inputs:
 
     def to(self, device: torch.device | str) -> Inputs:
         """On another device."""
-        moved = (t.to(device) for t in (self.embeds, self.valid, self.positions, self.start))
-        return Inputs(*moved, tuple(d.to(device) for d in self.deep))
+        deep = tuple(d.to(device) for d in self.deep)
+        return Inputs(self.embeds.to(device), self.valid.to(device), self.positions.to(device), self.start.to(device), deep)
 
     @classmethod
     def join(cls, rows: Sequence[tuple[Tensor, Tensor, int, tuple[Tensor, ...]]]) -> Inputs:

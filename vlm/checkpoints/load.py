@@ -119,7 +119,7 @@ def load(
     if found.diff.lacking and found.family.complete is None:
         raise CheckpointError(f"missing keys: {', '.join(found.diff.lacking[:5])}", source=str(path))
     fill(model, found.weights, found.shards, dtype, torch.device(device))
-    notes = ()
+    notes: tuple[str, ...] = ()
     if found.diff.lacking and found.family.complete is not None:
         notes = (found.family.complete(model, found.config, found.diff.lacking, dtype, torch.device(device)),)
     generation = read_json(Path(path) / "generation_config.json", required=False)

@@ -39,7 +39,7 @@ def _weights(config: ModelConfig) -> list[Weight]:
 FAMILY = Family(
     name="lavida-llada",
     model_types=("llava_llada", "llada"),
-    architectures=("LlavaLladaForMaskedDiffusion", "LlavaLLaDAModelLM", "LLaDAModelLM"),
+    architectures=("LlavaLladaForMaskedDiffusion",),
     keys=("mm_vision_tower", "d_model"),
     configure=_configure,
     weights=_weights,

@@ -13,6 +13,8 @@ from vlm.families.llava import SYSTEM, LlavaModel, complete, llava_vision, llava
 #: What the released sampler never lets out; the first was never learned as padding (its micro-batches had one row).
 BANNED = ("<|endoftext|>", "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>")
 STOP = ("<|eot_id|>",)
+#: Control tokens that its training learned wherever they stood.
+EVERYWHERE = ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 #: Published evaluation: multiple choice; charts; documents (32 cells in 16 steps); the demo.
 _FREE: dict[str, Any] = {"banned": BANNED, "stop_at": STOP}
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,7 +32,8 @@ def _configure(settings: Settings) -> ModelConfig:
     mask = settings.get("mask_token_id", default=None)
     mask = special_id(settings, "<|mdm_mask|>", 126336) if mask is None else int(mask)
     backbone = qwen_backbone(settings, logit_shift=0, qkv_bias=False, mask_token_id=mask)
-    return ModelConfig(backbone, llava_vision(settings, pooled=False), settings.data)
+    # padding is banned, because the model never learned it: what is left of a slot is filled with what ends its turns
+    return ModelConfig(backbone, llava_vision(settings, pooled=False), settings.data, fill_token=STOP[0])
 
 
 def _weights(config: ModelConfig) -> list[Weight]:
@@ -40,7 +43,7 @@ def _weights(config: ModelConfig) -> list[Weight]:
 FAMILY = Family(
     name="llada-v",
     model_types=("llava_llada", "llada"),
-    architectures=("LlavaLLaDAModelLM", "LLaDAModelLM", "LlavaLladaForMaskedDiffusion"),
+    architectures=("LlavaLLaDAModelLM", "LLaDAModelLM"),
     keys=("mm_vision_tower", "hidden_size"),
     configure=_configure,
     weights=_weights,

@@ -18,8 +18,12 @@ from vlm.backbone.config import BackboneConfig
 from vlm.backbone.copy_head import CopyHead, CopyHeadConfig, CopyMemory, Pointing
 from vlm.backbone.model import DiffusionBackbone
 from vlm.backbone.packed import Packed, PackedPrefix
-from vlm.backbone.slots import KEY_WORDS, SlotEmbedding, SlotTable
+from vlm.backbone.slots import KEY_WORDS, KINDS, SlotEmbedding, SlotTable
 from vlm.errors import ConfigError
+
+#: Characters a number is written with, besides what the schema's automaton leaves out anyway.
+NUMERIC = "0123456789.-"
+_NUMBERS = torch.tensor([KINDS.index("integer"), KINDS.index("number")])
 
 
 def default_backbone() -> BackboneConfig:
@@ -90,22 +94,23 @@ class Labels:
     """Words of the pages behind prompts, for :class:`vision.words.WordMatch`.
 
     Attributes:
-        words: [W, D]; roles: [H, ROLES]. starts: [B, P] holder whose first entry this is, 0 for none.
+        words: [W, D]; roles: [H, ROLES] and depth: [H] of the holders. starts: [B, P] holder whose first entry this is, 0 for none.
     """
 
     words: Tensor
     roles: Tensor
+    depth: Tensor
     starts: Tensor
 
     @classmethod
-    def of(cls, words: Tensor, roles: Tensor, holder: Tensor) -> Labels:
+    def of(cls, words: Tensor, roles: Tensor, depth: Tensor, holder: Tensor) -> Labels:
         """From the holder [B, P] of each entry."""
         before = torch.nn.functional.pad(holder[:, :-1], (1, 0))
-        return cls(words, roles, holder.masked_fill(holder == before, 0))
+        return cls(words, roles, depth, holder.masked_fill(holder == before, 0))
 
     def select(self, rows: Tensor) -> Labels:
         """The given rows."""
-        return Labels(self.words, self.roles, self.starts[rows])
+        return Labels(self.words, self.roles, self.depth, self.starts[rows])
 
 
 @dataclass
@@ -175,14 +180,14 @@ class PocketModel(nn.Module):
         embeds = self.embed_prompt(ids, words, packed, media)
         tokens = torch.zeros(*ids.shape, self.config.backbone.vocab_size, device=ids.device)
         kind, holder = torch.full_like(ids, THING), torch.zeros_like(ids)
-        words, roles = embeds.new_zeros(1, embeds.shape[-1]), ids.new_zeros(1, ROLES)
+        vectors, roles, depth = embeds.new_zeros(1, embeds.shape[-1]), ids.new_zeros(1, ROLES), ids.new_zeros(1)
         if packed is not None:
             tokens[media], kind[media], holder[media] = self.copyable(packed), packed.kind, packed.holder
-            words, roles = self.words(packed.rows), packed.roles
+            vectors, roles, depth = self.words(packed.rows), packed.roles, packed.depth
         positions = (valid.long().cumsum(1) - 1).clamp_min(0)
         cache = self.backbone.prefill(embeds, positions, valid)
-        memory = self.head.memory(cache.hidden, media & valid, tokens, breaks_before(kind))
-        return Prefix(cache, memory, Labels.of(words, roles, holder), valid.sum(1))
+        memory = self.head.memory(cache.hidden, media & valid, tokens, self.numeric(tokens), breaks_before(kind))
+        return Prefix(cache, memory, Labels.of(vectors, roles, depth, holder), valid.sum(1))
 
     def copyable(self, visual: VisualBatch) -> Tensor:
         """[..., V] characters by their probabilities; a blank between words, segments and rows; nothing on things."""
@@ -194,19 +199,26 @@ class PocketModel(nn.Module):
         tokens[..., first] += (~is_char & (visual.kind != THING)).float()
         return tokens
 
+    def numeric(self, tokens: Tensor) -> Tensor:
+        """[B, P] entries whose likeliest token [B, P, V] is a digit, a point or a minus sign."""
+        first, alphabet = self.config.first_char, self.config.reader.alphabet
+        ids = torch.tensor([first + 1 + alphabet.index(c) for c in NUMERIC if c in alphabet], device=tokens.device)
+        return torch.isin(tokens.argmax(-1), ids)
+
     def embed_canvas(self, ids: Tensor, slots: Slots) -> Tensor:
         """Embeddings [..., D] of canvas cells ids [...]: token, and what a cell knows of its slot."""
         about = self.slots(self.words(slots.keys), slots.kind, slots.item)
         return self.backbone.embed(ids) + about[slots.slot]
 
     def canvas(self, ids: Tensor, valid: Tensor, slots: Slots, prefix: Prefix) -> tuple[Tensor, Pointing]:
-        """Hidden states [B, L, D] of canvases `ids` [B, L] behind their prefixes, and where their cells point ([B, L, ...])."""
+        """Hidden states [B, L, D] of canvases `ids` [B, L] behind their prefixes, and where their cells point ([B, L, ...];
+        ``start`` at the first cells of slots)."""
         batch, length = ids.shape
         positions = prefix.lengths.unsqueeze(1) + torch.arange(length, device=ids.device)
         entries = prefix.memory.keys.shape[1]
         scores = torch.full((batch, length, entries + 1), float("-inf"), device=ids.device)
         scores[..., -1] = 0.0
-        found = Pointing(scores, torch.zeros(batch, length, self.config.backbone.vocab_size, device=ids.device), scores[:0])
+        found = Pointing(scores, torch.zeros(batch, length, self.config.backbone.vocab_size, device=ids.device), torch.zeros_like(scores))
 
         def point(done: int, states: Tensor) -> Tensor:
             if done != self.head_layer:
@@ -217,6 +229,7 @@ class PocketModel(nn.Module):
                 if len(cells):
                     pointing, more = self.point(states[row, cells], slots.at((row, cells)), prefix.memory, prefix.labels, row)
                     found.scores[row, cells], found.copied[row, cells] = pointing.scores, pointing.copied
+                    found.start[row, cells[slots.index[row, cells] == 1]] = pointing.start
                     states[row, cells] += more.to(states.dtype)
             return states
 
@@ -237,10 +250,11 @@ class PocketModel(nn.Module):
         embedding is part of what is added to the states."""
         asked = slots.slot[slots.index == 1]  # [S]
         unique, back = asked.unique(return_inverse=True)
-        match = self.match(self.words(slots.keys[unique]), labels.words, labels.roles)  # [U, H]
+        match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.roles, labels.depth)  # [U, H]
         starts = labels.starts[row]
-        hint = torch.nn.functional.pad(match[:, starts] * (starts > 0), (0, 1))[back]
-        pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint)
+        hint = (match[:, starts] * (starts > 0))[back]
+        number = torch.isin(slots.kind[asked], _NUMBERS.to(asked.device))
+        pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint, number, asked > 0)
         return pointing, seen + pointing.copied.to(seen.dtype) @ self.backbone.token_embed.weight.to(seen.dtype)
 
     def cell_logits(self, hidden: Tensor, copied: Tensor) -> Tensor:
@@ -305,8 +319,9 @@ class PackedPocket:
         prefix = self.packed.prefill(embeds, positions, lengths)
         hidden = prefix.hidden.new_zeros(*visual.valid.shape, prefix.hidden.shape[-1])
         hidden[visual.valid] = prefix.hidden[shown]
-        memory = model.head.memory(hidden, visual.valid, model.copyable(visual), breaks_before(visual.kind))
-        return PackedMemory(prefix, memory, Labels.of(model.words(visual.rows), visual.roles, visual.holder), lengths)
+        tokens = model.copyable(visual)
+        memory = model.head.memory(hidden, visual.valid, tokens, model.numeric(tokens), breaks_before(visual.kind))
+        return PackedMemory(prefix, memory, Labels.of(model.words(visual.rows), visual.roles, visual.depth, visual.holder), lengths)
 
     def cells(
         self, ids: Tensor, slots: Slots, asked: Tensor, lengths: Sequence[int], row: Sequence[int], behind: PackedMemory
@@ -343,7 +358,10 @@ class PackedPocket:
             return states.index_add(0, inside, torch.cat(more).to(states.dtype))
 
         where = asked.nonzero(as_tuple=True)[0]
-        hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, where, counts, point)  # [R, D]
+        if model.head_layer < model.config.backbone.num_layers:
+            hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, where, counts, point)  # [R, D]
+        else:  # all cells of slots point after the last block: it cannot be cut short
+            hidden = self.packed.forward(embeds, positions, lengths, behind.prefix, row, between=point)[where]
         wanted = asked[inside]
         copied, scores, start = (torch.cat([getattr(p, name) for p in pointed]) for name in ("copied", "scores", "start"))
         return Cells(model.cell_logits(hidden, copied[wanted]), scores[wanted], start[wanted[slots.index[inside] == 1]])

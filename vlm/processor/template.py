@@ -6,7 +6,7 @@ encoded in one go, as the published templates do, but through the encoder that k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vlm.errors import ConfigError, PromptError
@@ -67,14 +67,19 @@ class Template:
                 source="prompt",
                 remedy="Send fewer images at once",
             )
+<<<<<<< HEAD
         default = None
         if self.default_system is not None and turns[0].role != "system":
             default = Message("system", (TextPart(self.default_system),))
             turns = (default, *turns)
+=======
+        turns = self.with_system(turns)
+>>>>>>> main
         if self.strip_text:
             turns = tuple(_stripped(turn) for turn in turns)
         pieces: list[Piece | ImagePart] = [*self.begin]
         for turn in turns:
+<<<<<<< HEAD
             frame = self._frame(turn, given=turn is not default)
             if frame is None:
                 raise PromptError(f"{self.name} has no {turn.role} turns", source="prompt")
@@ -82,8 +87,25 @@ class Template:
             for part in self._ordered(turn):
                 pieces.extend(self._framed(part))
             pieces.extend(frame.after)
+=======
+            pieces.extend(self.turn(turn))
+>>>>>>> main
         pieces.extend(self.answer)
-        return Prompt(tuple(_encode(pieces, tokenizer, self.name)), images, _special(self.media_token, tokenizer))
+        return Prompt(tuple(encode_pieces(pieces, tokenizer)), images, _special(self.media_token, tokenizer))
+
+    def with_system(self, turns: Sequence[Message]) -> tuple[Message, ...]:
+        """The turns behind a system turn, the template's own where the caller gives none."""
+        if self.default_system is None or turns[0].role == "system":
+            return tuple(turns)
+        return (Message("system", (TextPart(self.default_system),)), *turns)
+
+    def turn(self, turn: Message) -> list[Piece | ImagePart]:
+        """A turn with everything that stands around it; PromptError when there are no turns of its role."""
+        frame = self.roles.get(turn.role)
+        if frame is None:
+            raise PromptError(f"{self.name} has no {turn.role} turns", source="prompt")
+        inside = [piece for part in self._ordered(turn) for piece in self._framed(part)]
+        return [*frame.before, *inside, *frame.after]
 
     def _frame(self, turn: Message, given: bool) -> Frame | None:
         if not given and self.system_frame is not None:
@@ -124,7 +146,8 @@ def _special(name: str, tokenizer: Tokenizer) -> int:
     return index
 
 
-def _encode(pieces: list[Piece | ImagePart], tokenizer: Tokenizer, name: str) -> list[IdsPart | MediaPart]:
+def encode_pieces(pieces: Sequence[Piece | ImagePart], tokenizer: Tokenizer) -> list[IdsPart | MediaPart]:
+    """Ids and media places of template pieces; text that touches is encoded in one go."""
     parts: list[IdsPart | MediaPart] = []
     ids: list[int] = []
     text = ""

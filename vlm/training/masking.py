@@ -39,22 +39,29 @@ def sample_ratio(
     return (1 - floor) * u + floor
 
 
-def bernoulli_mask(answer: Tensor, ratio: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """LLaDA's noise: each answer cell [B, L] is masked by itself with the chance `ratio` [B]."""
-    return (torch.rand(answer.shape, generator=generator, device=answer.device) < ratio.unsqueeze(-1)) & answer
+def bernoulli_mask(answer: Tensor, ratio: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+    """LLaDA's noise: each answer cell [B, L] is masked by itself with the chance `ratio` [B]; `noise` [B, L] replaces the draw."""
+    noise = torch.rand(answer.shape, generator=generator, device=answer.device) if noise is None else noise
+    return (noise < ratio.unsqueeze(-1)) & answer
 
 
-def complementary_pair(answer: Tensor, ratio: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def complementary_pair(
+    answer: Tensor, ratio: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None, reference_quirks: bool = False
+) -> tuple[Tensor, Tensor]:
     """Two masks that together cover the answer exactly once.
 
     Args:
         answer: [B, L] bool, cells that may be masked.
         ratio: [B] share of the answer that the first view masks.
+        noise: [B, L] uniforms that replace the draw.
+        reference_quirks: as LaViDa's code does, the first view is sure of one cell of the whole row only, answer or not.
 
     Returns:
         (mask, complement), each [B, L] bool. The first masks at least one cell of every row that has an answer.
     """
-    noise = torch.rand(answer.shape, generator=generator, device=answer.device).masked_fill(~answer, 2.0)
+    noise = torch.rand(answer.shape, generator=generator, device=answer.device) if noise is None else noise
+    if not reference_quirks:
+        noise = noise.masked_fill(~answer, 2.0)
     lowest = noise.min(dim=-1, keepdim=True).values
     mask = (noise <= torch.maximum(ratio.unsqueeze(-1).to(noise.dtype), lowest)) & answer
     return mask, answer & ~mask
