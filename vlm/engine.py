@@ -301,11 +301,7 @@ class PocketEngine:
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.half):
             prefix = self.model.prefix(ids, valid, media, words, visual)
         table = SlotTable.none(answer_cells) if scaffold is None else SlotTable.of(scaffold)
-<<<<<<< HEAD
-        return PocketDenoiser(self.model, prefix, places, join([table] * len(prompts), answer_cells))
-=======
         return PocketDenoiser(self.model, prefix, places, table, self.half)
->>>>>>> main
 
 
 def user_turn(text: str) -> list[Message]:

@@ -67,29 +67,12 @@ class Template:
                 source="prompt",
                 remedy="Send fewer images at once",
             )
-<<<<<<< HEAD
-        default = None
-        if self.default_system is not None and turns[0].role != "system":
-            default = Message("system", (TextPart(self.default_system),))
-            turns = (default, *turns)
-=======
         turns = self.with_system(turns)
->>>>>>> main
         if self.strip_text:
             turns = tuple(_stripped(turn) for turn in turns)
         pieces: list[Piece | ImagePart] = [*self.begin]
         for turn in turns:
-<<<<<<< HEAD
-            frame = self._frame(turn, given=turn is not default)
-            if frame is None:
-                raise PromptError(f"{self.name} has no {turn.role} turns", source="prompt")
-            pieces.extend(frame.before)
-            for part in self._ordered(turn):
-                pieces.extend(self._framed(part))
-            pieces.extend(frame.after)
-=======
             pieces.extend(self.turn(turn))
->>>>>>> main
         pieces.extend(self.answer)
         return Prompt(tuple(encode_pieces(pieces, tokenizer)), images, _special(self.media_token, tokenizer))
 
@@ -101,14 +84,14 @@ class Template:
 
     def turn(self, turn: Message) -> list[Piece | ImagePart]:
         """A turn with everything that stands around it; PromptError when there are no turns of its role."""
-        frame = self.roles.get(turn.role)
+        frame = self._frame(turn)
         if frame is None:
             raise PromptError(f"{self.name} has no {turn.role} turns", source="prompt")
         inside = [piece for part in self._ordered(turn) for piece in self._framed(part)]
         return [*frame.before, *inside, *frame.after]
 
-    def _frame(self, turn: Message, given: bool) -> Frame | None:
-        if not given and self.system_frame is not None:
+    def _frame(self, turn: Message) -> Frame | None:
+        if self.system_frame is not None and turn.role == "system" and turn.text == self.default_system:
             return self.system_frame
         bare = self.text_roles.get(turn.role) if not turn.images else None
         return bare or self.roles.get(turn.role)
