@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.backbone.inputs import Inputs
 from vlm.checkpoints.hub import find_folder
 from vlm.checkpoints.load import Loaded, load
+from vlm.decoding.blocks import BlockDenoiser
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.denoiser import BackboneDenoiser, GuidedDenoiser
@@ -81,6 +83,8 @@ class PublishedEngine:
             raise OptionError(f"guidance is {guidance!r}", remedy="use 0 (none) or a positive number")
         recipe = self.family.recipe(self.tokenizer, self.config.logit_size, options.pop("preset", None), restrict=False, **options)
         plan = Plan(recipe, seed, cache, float(guidance), recipe.reference_quirks)
+        if self.loaded.config.blocks is not None and (cache is False or guidance):
+            raise OptionError(f"{self.family.name} works in blocks, always behind their exact cache", remedy="leave prefix_cache and guidance out")
         return plan if self._cached(plan) else replace(plan, recipe=recipe.with_parts(first_cell=False))
 
     def _cached(self, plan: Plan) -> bool:
@@ -125,14 +129,32 @@ class PublishedEngine:
         self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Picture]], answer_cells: int, plan: Plan, scaffold: Scaffold | None = None
     ) -> Denoiser:
         """Encode prompts; with guidance the same model behind prompts that say nothing stands beside it."""
-        embeds, valid, positions, start = self.prefix(prompts, pictures, answer_cells)
-        rule = "prefix" if self._cached(plan) else "full"
-        backbone = self.model.backbone
-        denoiser = BackboneDenoiser(backbone, embeds, valid, rule, positions=positions, start=start)
+        inputs = self.inputs(prompts, pictures, answer_cells)
+        denoiser = self._behind(inputs, plan)
         if not plan.guidance:
             return denoiser
-        nothing = backbone.embed(torch.tensor(self.config.mask_token_id, device=embeds.device)).expand_as(embeds)
-        return GuidedDenoiser(denoiser, BackboneDenoiser(backbone, nothing, valid, rule, positions=positions, start=start), plan.guidance)
+        nothing = self.model.backbone.embed(torch.tensor(self.config.mask_token_id, device=inputs.embeds.device)).expand_as(inputs.embeds)
+        return GuidedDenoiser(denoiser, self._behind(replace(inputs, embeds=nothing, deep=()), plan), plan.guidance)
+
+    def _behind(self, inputs: Inputs, plan: Plan) -> Denoiser:
+        """The backbone behind prompts, by the family's attention rule."""
+        blocks = self.loaded.config.blocks
+        if blocks is None:
+            return BackboneDenoiser.of(self.model.backbone, inputs, "prefix" if self._cached(plan) else "full")
+        return BlockDenoiser(self.model.backbone, inputs, blocks)
+
+    def inputs(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Picture]], answer_cells: int = 0) -> Inputs:
+        """What the backbone takes of B prompts; raises ContextLengthError."""
+        embeds, valid, positions, start = self.prefix(prompts, pictures, answer_cells)
+        depth = max((len(p.deep) for seen in pictures for p in seen), default=0)
+        deep = tuple(torch.zeros_like(embeds) for _ in range(depth))
+        for i, (prompt, seen) in enumerate(zip(prompts, pictures, strict=True)):
+            for span in prompt.lay_out([len(p) for p in seen]).spans:
+                for level, feature in zip(deep, seen[span.index].deep, strict=False):
+                    level[i, span.start : span.start + span.length] = feature.to(level)
+        if positions is None or start is None:
+            positions, start = (valid.long().cumsum(1) - 1).clamp_min(0), valid.sum(1)
+        return Inputs(embeds, valid, positions, start, deep)
 
     def prefix(
         self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Picture]], answer_cells: int = 0
@@ -165,7 +187,7 @@ class PublishedEngine:
         if not hasattr(self.model, "positions"):
             return None, None
         rows = [self.model.positions(layout, seen) for layout, seen in zip(layouts, pictures, strict=True)]
-        positions = torch.zeros(len(rows), width, rows[0][0].shape[-1], dtype=torch.long)
+        positions = torch.zeros(len(rows), width, *rows[0][0].shape[1:], dtype=torch.long)
         for i, (row, _) in enumerate(rows):
             positions[i, : len(row)] = row
         return positions, torch.tensor([int(start) for _, start in rows])

@@ -138,26 +138,31 @@ class DiffusionBackbone(nn.Module):
         """Logits [..., V] of final hidden states [..., D]."""
         return F.linear(hidden, self.token_embed.weight) if self.head is None else self.head(hidden)
 
-    def prefill(self, embeds: Tensor, positions: Tensor, valid: Tensor, rule: Tensor | None = None) -> PrefixCache:
+    def prefill(
+        self, embeds: Tensor, positions: Tensor, valid: Tensor, rule: Tensor | None = None, between: Between | None = None
+    ) -> PrefixCache:
         """Encode prompt and media once.
 
         Args:
             embeds: [B, P, D]. positions: [B, P] rotary positions, or [B, P, 3] (see ``mrope_sections``).
             valid: [B, P], False on padding.
             rule: [B or 1, P, P] bool, which entry (row) may see which (column); None lets all see all.
+            between: see :meth:`forward`.
         """
-        hidden, keys, values = self._run(embeds, positions, _mask(valid, rule), None)
+        hidden, keys, values = self._run(embeds, positions, _mask(valid, rule), None, between)
         return PrefixCache(keys, values, valid, positions, hidden)
 
-    def extend(self, cache: PrefixCache, embeds: Tensor, positions: Tensor, valid: Tensor, rule: Tensor | None = None) -> PrefixCache:
+    def extend(
+        self, cache: PrefixCache, embeds: Tensor, positions: Tensor, valid: Tensor, rule: Tensor | None = None, between: Between | None = None
+    ) -> PrefixCache:
         """A new cache with T further entries behind the P present ones (the commit pass of block diffusion).
 
         Args:
             embeds: [B, T, D]. positions: [B, T] or [B, T, 3]. valid: [B, T].
-            rule: [B or 1, T, P + T] bool; None lets the new entries see everything.
+            rule: [B or 1, T, P + T] bool; None lets the new entries see everything. between: see :meth:`forward`.
         """
         both = torch.cat((cache.valid, valid), dim=1)
-        hidden, keys, values = self._run(embeds, positions, _mask(both, rule), cache)
+        hidden, keys, values = self._run(embeds, positions, _mask(both, rule), cache, between)
         return PrefixCache(
             [torch.cat(pair, dim=2) for pair in zip(cache.keys, keys, strict=True)],
             [torch.cat(pair, dim=2) for pair in zip(cache.values, values, strict=True)],

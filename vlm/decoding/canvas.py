@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -108,6 +108,11 @@ class Canvas:
         self.ids[cells] = token
         self.masked &= ~cells
         self.frozen |= cells
+
+    def pooled(self) -> Canvas:
+        """All rows as one; the [B, L] tensors are views, those of [B] are the first row's."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: t.view(1, -1) if t.ndim == 2 else t[:1] for name, t in tensors.items()})
 
     def states(self, before: Tensor) -> Tensor:
         """[B, L] uint8 state of each cell, `before` being ``masked`` as it was before this step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from vlm.decoding.quotas import check_times
 from vlm.errors import OptionError
 
 
-def ranks(step: Step) -> Tensor:
-    """[N] rank of each cell's score within its row, 0 the surest; ties go to the left cell."""
+def ranks(step: Step, score: Tensor | None = None) -> Tensor:
+    """[N] rank of each cell's score (or of another [N] `score`) within its row, 0 the highest; ties go to the left cell."""
     dense = torch.full(step.cells.shape, float("-inf"), dtype=torch.float64)
-    dense[step.cells] = step.score.double()
+    dense[step.cells] = (step.score if score is None else score).double()
     order = dense.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
@@ -51,6 +51,36 @@ class TopK:
             step.score = kept
             return chosen
         return ranks(step) < step.quota[step.row]
+
+
+@dataclass(frozen=True)
+class Leftmost:
+    """The first `quota` cells of each row ('sequential' and 'autoregressive' of the published samplers)."""
+
+    def start(self, canvas: Canvas) -> Leftmost:
+        """No state."""
+        return self
+
+    def __call__(self, step: Step) -> Tensor:
+        """[N] bool."""
+        assert step.quota is not None
+        return ranks(step, -step.column) < step.quota[step.row]
+
+
+@dataclass(frozen=True)
+class QuotaOrMore:
+    """The surest `quota` cells of each row and every other with score > tau (SDAR, arXiv:2510.06303, 'dynamic')."""
+
+    tau: float = 0.9
+
+    def start(self, canvas: Canvas) -> QuotaOrMore:
+        """No state."""
+        return self
+
+    def __call__(self, step: Step) -> Tensor:
+        """[N] bool."""
+        assert step.quota is not None
+        return (step.score > self.tau) | (ranks(step) < step.quota[step.row])
 
 
 @dataclass(frozen=True)
@@ -108,16 +138,23 @@ class ThresholdElseQuota:
     """Dimple's confident decoding (arXiv:2505.16990): all cells with score > gamma, else the quota's surest.
 
     Args:
-        gamma: threshold. steps: of the whole run; the last one takes everything. None: no last step.
+        gamma: threshold; None: the quota always. steps: of the whole run; with a threshold the last one takes everything.
+            None: no last step.
+        order: of the quota's cells: 'score' the surest, 'random' any (Dimple's demo); 'left' is one cell, the first.
     """
 
-    gamma: float = 0.95
+    gamma: float | None = 0.95
     steps: int | None = None
+    order: str = "score"
     _done: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.order not in ("score", "left", "random"):
+            raise OptionError(f"unknown order {self.order!r}", remedy="use 'score', 'left' or 'random'")
 
     def start(self, canvas: Canvas) -> ThresholdElseQuota:
         """A copy at step 0."""
-        return ThresholdElseQuota(self.gamma, self.steps)
+        return ThresholdElseQuota(self.gamma, self.steps, self.order)
 
     def __call__(self, step: Step) -> Tensor:
         """[N] bool."""
@@ -125,9 +162,22 @@ class ThresholdElseQuota:
         self._done += 1
         if self.steps is not None and self._done >= self.steps:
             return torch.ones(len(step.row), dtype=torch.bool)
-        sure = step.score > self.gamma
+        sure = torch.zeros(len(step.row), dtype=torch.bool) if self.gamma is None else step.score > self.gamma
         some = torch.zeros(step.cells.shape[0], dtype=torch.bool).index_put((step.row,), sure, accumulate=True)
-        return torch.where(some[step.row], sure, ranks(step) < step.quota[step.row])
+        lacking = ~some[step.row]
+        quota = step.quota.clamp_max(1) if self.order == "left" else step.quota
+        return sure | (lacking & (ranks(step, self._order(step, lacking)) < quota[step.row]))
+
+    def _order(self, step: Step, lacking: Tensor) -> Tensor | None:
+        """What the quota goes by. Random numbers are drawn for the rows in need alone, so that rows do not depend on each other."""
+        if self.order == "score":
+            return None
+        if self.order == "left":
+            return -step.column
+        drawn = torch.zeros(len(step.row), dtype=torch.float64)
+        if bool(lacking.any()):
+            drawn[lacking] = step.noise.uniform("commit", replace(step, row=step.row[lacking]))
+        return drawn
 
 
 @dataclass

@@ -8,7 +8,7 @@ for one run, so that a recipe can serve many runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -64,6 +64,13 @@ class Step:
     filtered: Tensor = field(default_factory=lambda: torch.zeros(0))
     score: Tensor = field(default_factory=lambda: torch.zeros(0))
     quota: Tensor | None = None
+
+    def pooled(self) -> Step:
+        """The same cells as those of one row."""
+        length = self.cells.shape[1]
+        return replace(
+            self, canvas=self.canvas.pooled(), cells=self.cells.view(1, -1), row=torch.zeros_like(self.row), column=self.row * length + self.column
+        )
 
 
 class Noise:

@@ -44,6 +44,8 @@ class Recipe:
         max_forwards: model calls allowed; the last one commits everything that is open.
         reference_quirks: reproduce released code to the letter: the mask token may be proposed (and leaves its cell open), and
             steps may commit nothing.
+        pooled: the open cells of all rows compete for one quota and one guarantee, as in Dream's and Dimple's released code;
+            rows then depend on each other. For comparison only.
         first_cell: commit the first cell from the prompt alone before the loop (LaViDa-Dream behind a prefix cache).
         transforms: further links of the logit chain; joint: proposer of scaffold slots.
     """
@@ -59,6 +61,7 @@ class Recipe:
     banned: tuple[int, ...] = ()
     max_forwards: int | None = None
     reference_quirks: bool = False
+    pooled: bool = False
     first_cell: bool = False
     transforms: tuple[LogitTransform, ...] = ()
     joint: JointProposer | None = None
@@ -101,9 +104,10 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Se
     noise = noise or Noise(seed, canvas.ids.shape[0])
     if recipe.first_cell and recipe.joint is None:
         commit_first_cell(denoiser, canvas, recipe.banned)
-    window = recipe.window.start(canvas)
-    quota = recipe.quota.start(canvas) if recipe.quota else None
-    commit = recipe.commit.start(canvas)
+    window = _window(denoiser, recipe).start(canvas)
+    shared = canvas.pooled() if recipe.pooled else canvas
+    quota = recipe.quota.start(shared) if recipe.quota else None
+    commit = recipe.commit.start(shared)
     ban = Ban(tuple(sorted({*recipe.banned, *([] if recipe.reference_quirks else [canvas.mask_id])})))
     number = 0
     while True:
@@ -130,6 +134,12 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Se
             canvas = recipe.length(canvas)
         recipe.stop(canvas)
         yield Frame(number, canvas.ids.clone(), canvas.states(before), canvas.commit_confidence.clone(), canvas.forwards.clone())
+
+
+def _window(denoiser: Denoiser, recipe: Recipe) -> Window:
+    """The recipe's window; models that are causal over blocks have their own say (:class:`vlm.decoding.blocks.BlockDenoiser`)."""
+    say = getattr(denoiser, "window", None)
+    return recipe.window if say is None else say(recipe.window)
 
 
 def _look(denoiser: Denoiser, canvas: Canvas, cells: Tensor, ban: Ban, recipe: Recipe, noise: Noise) -> tuple[Step, Prediction]:
@@ -164,8 +174,11 @@ def _commit(canvas: Canvas, step: Step, prediction: Prediction, chosen: Tensor) 
 
 def _choose(step: Step, window: Window, quota: Quota | None, commit: CommitRule, recipe: Recipe, last: bool) -> Tensor:
     """[N] cells to commit, at least one in every row that has any."""
+    number = window.number(step.canvas)
+    if recipe.pooled:
+        step, number = step.pooled(), number[:1]
     if quota is not None:
-        step.quota = quota(step, window.number(step.canvas))
+        step.quota = quota(step, number)
     chosen = commit(step)
     if last:
         return torch.ones_like(chosen)

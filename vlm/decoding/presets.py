@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from vlm.decoding.commits import Bernoulli, Factor, Threshold, ThresholdElseQuota, TopK
+from vlm.decoding.commits import Bernoulli, Factor, Leftmost, QuotaOrMore, Threshold, ThresholdElseQuota, TopK
 from vlm.decoding.loop import Recipe
-from vlm.decoding.proposers import SampleProposer
+from vlm.decoding.proposers import EndPenalty, SampleProposer
 from vlm.decoding.quotas import DimpleQuota, DreamQuota, TableQuota
 from vlm.decoding.scorers import ConfidenceScorer
 from vlm.decoding.stops import StopAt
@@ -17,13 +17,15 @@ from vlm.errors import OptionError
 
 _COMMON: dict[str, Any] = {"temperature": 0.0, "top_k": None, "top_p": None, "max_forwards": None, "banned": (), "stop_at": (), "reference_quirks": False}
 _LLADA = {"steps_per_block": 32, "step_ratio": None, "block_length": 32, "score": "prob", "ignore_confidence_of": (), "sampling": "gumbel"}
+_PENALTY: dict[str, Any] = {"end_penalty": 0.0, "penalised": (), "pooled": False}
 _DREAM = {
-    "steps": 512, "step_ratio": None, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3, "first_cell": False,
+    "steps": 512, "step_ratio": None, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3, "first_cell": False, **_PENALTY,
 }  # fmt: skip
+_BLOCK: dict[str, Any] = {"block_length": 4, "steps_per_block": 4, "score": "prob", "tempered": False, "sampling": "multinomial"}
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
-    "dimple": {"gamma": 0.95, "steps": None, "eps": 1e-3, "score": "prob", "sampling": "multinomial"},
+    "dimple": {"gamma": 0.95, "steps": None, "eps": 1e-3, "score": "prob", "filtered": False, "order": "score", "sampling": "multinomial", "pooled": False},
     "llada": dict(_LLADA),
     "llada-random": {**_LLADA, "score": "random"},
     "lavida": {**_LLADA, "shape": "shift", "shift": 1 / 3, "steps_per_block": 16},
@@ -31,10 +33,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lavida-cosine": {**_LLADA, "shape": "cosine", "shift": 1.0, "steps_per_block": 16},
     "threshold": {"threshold": 0.9, "block_length": 32, "sampling": "gumbel", "score": "prob"},
     "factor": {"factor": 1.0, "block_length": 32, "sampling": "gumbel", "score": "prob"},
-    "dream-origin": {"steps": 512, "eps": 1e-3, "sampling": "multinomial", "first_cell": False},
+    "dream-origin": {"steps": 512, "eps": 1e-3, "sampling": "multinomial", "first_cell": False, **_PENALTY},
     "dream-maskgit-plus": {**_DREAM, "score": "prob"},
     "dream-topk-margin": {**_DREAM, "score": "margin"},
     "dream-entropy": {**_DREAM, "score": "entropy"},
+    "block-static": dict(_BLOCK),
+    "block-dynamic": {**_BLOCK, "threshold": 0.9},
+    "block-sequential": dict(_BLOCK),
     "one-by-one": {"score": "prob", "sampling": "gumbel"},
 }  # fmt: skip
 DEFAULT = "dimple"
@@ -57,7 +62,7 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
     for option in options:
         if option not in known:
             raise OptionError(f"preset {name!r} has no option {option!r}{_hint(option, known)}", remedy=f"it knows {', '.join(sorted(known))}")
-    o = {**known, **options}
+    o = {**known, **options, "preset": name}
     try:
         proposer = SampleProposer(o["temperature"], o["top_k"], o["top_p"], o.get("sampling", "multinomial"))
         parts = _BUILDERS[name.split("-")[0]](o)
@@ -85,14 +90,24 @@ def _llada(o: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dream(o: dict[str, Any]) -> dict[str, Any]:
+    parts: dict[str, Any] = {"pooled": o["pooled"] and o["reference_quirks"], "first_cell": o["first_cell"]}
+    if o["end_penalty"]:
+        parts["transforms"] = (EndPenalty(tuple(o["penalised"]), o["end_penalty"], o["steps"], o["eps"]),)
     if "score" not in o:
-        origin = Bernoulli(o["steps"], o["eps"])
-        return {"scorer": ConfidenceScorer("prob", filtered=True), "quota": None, "commit": origin, "first_cell": o["first_cell"]}
-    scorer = ConfidenceScorer(o["score"], filtered=True)
+        return {**parts, "scorer": ConfidenceScorer("prob", filtered=True), "quota": None, "commit": Bernoulli(o["steps"], o["eps"])}
     quota: DreamQuota | TableQuota = DreamQuota(o["steps"], o["eps"], o["step_ratio"])
     if o["shape"] is not None:
         quota = TableQuota(o["steps"] or 512, o["shape"], o["shift"], o["step_ratio"])
-    return {"scorer": scorer, "quota": quota, "commit": TopK(o["alg_temp"]), "first_cell": o["first_cell"]}
+    return {**parts, "scorer": ConfidenceScorer(o["score"], filtered=True), "quota": quota, "commit": TopK(o["alg_temp"])}
+
+
+def _block(o: dict[str, Any]) -> dict[str, Any]:
+    quota = TableQuota(o["steps_per_block"], cells=o["block_length"])
+    commit: TopK | QuotaOrMore | Leftmost = TopK()
+    if o["preset"] != "block-static":
+        commit = QuotaOrMore(o["threshold"]) if "threshold" in o else Leftmost()
+    scorer = ConfidenceScorer(o["score"], temperature=o["temperature"] or 1.0 if o["tempered"] else 1.0)
+    return {"window": _window(o["block_length"]), "scorer": scorer, "quota": quota, "commit": commit}
 
 
 def _threshold(o: dict[str, Any]) -> dict[str, Any]:
@@ -105,8 +120,9 @@ def _factor(o: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dimple(o: dict[str, Any]) -> dict[str, Any]:
-    commit = ThresholdElseQuota(o["gamma"], o["steps"])
-    return {"scorer": ConfidenceScorer(o["score"]), "quota": DimpleQuota(o["steps"], o["eps"]), "commit": commit}
+    commit = ThresholdElseQuota(o["gamma"], o["steps"], o["order"])
+    scorer = ConfidenceScorer(o["score"], filtered=o["filtered"])
+    return {"scorer": scorer, "quota": DimpleQuota(o["steps"], o["eps"]), "commit": commit, "pooled": o["pooled"] and o["reference_quirks"]}
 
 
 def _one_by_one(o: dict[str, Any]) -> dict[str, Any]:
@@ -115,5 +131,5 @@ def _one_by_one(o: dict[str, Any]) -> dict[str, Any]:
 
 #: By the first word of a preset's name.
 _BUILDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "llada": _llada, "lavida": _llada, "dream": _dream, "threshold": _threshold, "factor": _factor, "dimple": _dimple, "one": _one_by_one,
+    "llada": _llada, "lavida": _llada, "block": _block, "dream": _dream, "threshold": _threshold, "factor": _factor, "dimple": _dimple, "one": _one_by_one,
 }  # fmt: skip

@@ -29,6 +29,29 @@ class Ban:
         return logits.index_fill(1, torch.tensor(self.ids), float("-inf"))
 
 
+@dataclass(frozen=True)
+class EndPenalty:
+    """Keeps end tokens back early in a run (Dream-VL): adds strength * ln(1 - t + eps) to their logits, t going from 1 to eps.
+
+    Args:
+        ids: end tokens. strength: 0 does nothing. steps, eps: of the run.
+    """
+
+    ids: tuple[int, ...]
+    strength: float
+    steps: int
+    eps: float = 1e-3
+
+    def __call__(self, canvas: Canvas, cells: Tensor, logits: Tensor) -> Tensor:
+        """Logits [N, V] with the columns of the end tokens lowered."""
+        times = torch.linspace(1, self.eps, self.steps + 1)
+        row = cells.nonzero(as_tuple=True)[0]
+        less = self.strength * torch.log(1 - times[canvas.step.clamp_max(self.steps)] + self.eps)  # [B]
+        logits = logits.clone()
+        logits[:, torch.tensor(self.ids)] += less[row].unsqueeze(1)
+        return logits
+
+
 def filter_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     """Keep the smallest set of mass `top_p`, then the `top_k` best of it (Dream's order); the best token always stays."""
     if top_p is not None and top_p < 1:

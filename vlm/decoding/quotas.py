@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -98,6 +98,7 @@ class TableQuota:
         steps: steps per block. shape: 'even' (LLaDA), or one of :data:`SHAPES` (LaViDa). shift: see
             :func:`shaped_table`.
         ratio: instead of `steps`, steps per cell of a block of `block` cells, or of the canvas where that is shorter.
+        cells: draw the table up for so many cells, whatever a row has in the block (block diffusion).
     """
 
     steps: int
@@ -105,6 +106,7 @@ class TableQuota:
     shift: float = 1 / 3
     ratio: float | None = None
     block: int | None = None
+    cells: int | None = None
     _block: list[int] = field(default_factory=list, repr=False)
     _table: list[list[int]] = field(default_factory=list, repr=False)
 
@@ -118,7 +120,7 @@ class TableQuota:
         """A copy without history."""
         rows, length = canvas.ids.shape
         steps = self.steps if self.ratio is None else max(1, int(min(self.block or length, length) * self.ratio))
-        return TableQuota(steps, self.shape, self.shift, None, None, [-1] * rows, [[] for _ in range(rows)])
+        return replace(self, steps=steps, ratio=None, block=None, _block=[-1] * rows, _table=[[] for _ in range(rows)])
 
     def __call__(self, step: Step, block: Tensor) -> Tensor:
         """[B] counts."""
@@ -130,6 +132,7 @@ class TableQuota:
                 continue
             if number != self._block[row]:
                 self._block[row] = number
+                n = self.cells or n
                 table = linear_table(n, self.steps) if self.shape == "even" else shaped_table(n, self.steps, self.shape, self.shift)
                 self._table[row] = table[::-1]
             # released code may propose the mask token and so outlast its table

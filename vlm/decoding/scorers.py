@@ -20,12 +20,14 @@ class ConfidenceScorer:
     Args:
         kind: 'prob' p(proposal); 'margin' p(best) - p(second); 'entropy' sum p ln p; 'random' uniform.
         filtered: score the tempered and filtered logits (Dream) instead of the raw ones (LLaDA, Dimple).
+        temperature: divides the logits (SDAR scores the tempered and not the filtered distribution).
         ignore: columns left out of the distribution before scoring (LLaDA's "EOS confidence" option).
     """
 
     kind: str = "prob"
     filtered: bool = False
     ignore: tuple[int, ...] = ()
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -36,6 +38,8 @@ class ConfidenceScorer:
         if self.kind == "random":
             return step.noise.uniform("score", step)
         logits = step.filtered if self.filtered else step.logits
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if self.ignore:
             logits = logits.index_fill(1, torch.tensor(self.ignore), float("-inf"))
         if self.kind == "prob":

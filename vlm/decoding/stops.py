@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vlm.decoding.canvas import Canvas
+from vlm.decoding.windows import AlignedBlocks
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,24 @@ class StopAt:
             where = torch.where(hit.any(1), hit.int().argmax(1), length)
             first = torch.minimum(first, where)
         canvas.frozen |= torch.arange(length) >= first.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class EndOfBlock:
+    """As the released samplers of block diffusion stop: after a whole block that holds an end token; what is left stays masked.
+
+    Args:
+        ids: end tokens. blocks: of the run (:meth:`vlm.decoding.blocks.AlignedBlocks`).
+    """
+
+    ids: tuple[int, ...]
+    blocks: AlignedBlocks
+
+    def __call__(self, canvas: Canvas) -> None:
+        """Freeze the rows that are done."""
+        before = self.blocks.blocks(canvas.ids.shape[1]) < self.blocks.number(canvas).unsqueeze(1)
+        ended = torch.isin(canvas.ids, torch.tensor(self.ids)) & (canvas.committed_at >= 0) & before
+        canvas.frozen |= ended.any(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Windows: the whole canvas, or blocks from left to right."""
+"""Windows: the whole canvas, or blocks from left to right, which a prompt may have begun."""
 
 from __future__ import annotations
 
@@ -53,3 +53,32 @@ class BlockWindow:
     def number(self, canvas: Canvas) -> Tensor:
         """[B] index of the first block with an open cell."""
         return canvas.open.int().argmax(dim=1) // self.length
+
+
+@dataclass(frozen=True)
+class AlignedBlocks:
+    """Blocks from left to right, of which the first has only what the prompt's tail leaves.
+
+    Args:
+        length: of a block. filled: [B] cells of the first block that the prompt takes.
+    """
+
+    length: int
+    filled: tuple[int, ...]
+
+    def start(self, canvas: Canvas) -> AlignedBlocks:
+        """No state: the block follows from the canvas."""
+        return self
+
+    def blocks(self, cells: int) -> Tensor:
+        """[B, cells] block numbers, from 0."""
+        return (torch.tensor(self.filled).unsqueeze(1) + torch.arange(cells)) // self.length
+
+    def cells(self, canvas: Canvas) -> Tensor:
+        """[B, L] open cells of each row's block."""
+        return canvas.open & (self.blocks(canvas.ids.shape[1]) == self.number(canvas).unsqueeze(1))
+
+    def number(self, canvas: Canvas) -> Tensor:
+        """[B] number of the first block with an open cell."""
+        first = canvas.open.int().argmax(dim=1)
+        return (torch.tensor(self.filled) + first) // self.length

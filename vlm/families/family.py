@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.model import DiffusionBackbone
 from vlm.checkpoints.keymap import Weight
+from vlm.decoding.blocks import Blocks
 from vlm.decoding.loop import Recipe
 from vlm.decoding.presets import preset
 from vlm.errors import CheckpointError, OptionError
@@ -83,12 +84,14 @@ class ModelConfig:
         vision: whatever the family's tower and projector want; None for text families.
         raw: the config.json it came from, kept for writing the published layout back.
         fill_token: spelling of the control token that fills what a slot has left behind its value; '' the padding token.
+        blocks: of models whose attention is causal over blocks.
     """
 
     backbone: BackboneConfig
     vision: Any = None
     raw: Mapping[str, Any] = field(default_factory=dict)
     fill_token: str = ""
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,14 @@ class Picture:
     """What a model saw of a picture.
 
     Attributes:
-        features: [T, D] in the backbone's width. size: width and height in pixels. grid: of the tower, where positions need it.
+        features: [T, D] in the backbone's width. size: width and height in pixels. grid: rows and columns of the features, where
+            positions need them. deep: [T, D] each, what is added behind the first blocks (``vlm.backbone.inputs.Inputs``).
     """
 
     features: Tensor
     size: tuple[int, int]
     grid: Any = None
+    deep: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.features)
@@ -176,7 +181,7 @@ class Family:
         """
         base, defaults = self.presets.get(name or self.default_preset, (name or self.default_preset, {}))
         chosen = {**defaults, **options}
-        for option in ("banned", "ignore_confidence_of", "stop_at"):
+        for option in ("banned", "ignore_confidence_of", "penalised", "stop_at"):
             if option in chosen:
                 chosen[option] = tuple(_id(tokenizer, token) for token in chosen[option])
         if restrict and not chosen.get("reference_quirks"):

@@ -53,6 +53,8 @@ class Template:
     default_system: str | None = None
     image_gap: str = ""
     after_images: str = ""
+    text_roles: Mapping[str, Frame] = field(default_factory=dict)  # frames of turns without media, where they differ
+    system_frame: Frame | None = None  # frame of the default system turn, where it differs
     strip_text: bool = False  # blanks around the text of a turn are dropped, as some published templates do
 
     def build(self, messages: Messages, tokenizer: Tokenizer) -> Prompt:
@@ -82,11 +84,17 @@ class Template:
 
     def turn(self, turn: Message) -> list[Piece | ImagePart]:
         """A turn with everything that stands around it; PromptError when there are no turns of its role."""
-        frame = self.roles.get(turn.role)
+        frame = self._frame(turn)
         if frame is None:
             raise PromptError(f"{self.name} has no {turn.role} turns", source="prompt")
         inside = [piece for part in self._ordered(turn) for piece in self._framed(part)]
         return [*frame.before, *inside, *frame.after]
+
+    def _frame(self, turn: Message) -> Frame | None:
+        if self.system_frame is not None and turn.role == "system" and turn.text == self.default_system:
+            return self.system_frame
+        bare = self.text_roles.get(turn.role) if not turn.images else None
+        return bare or self.roles.get(turn.role)
 
     def _ordered(self, turn: Message) -> list[Part]:
         if not self.images_first:

@@ -181,7 +181,8 @@ class SlotEngine:
         scores[slot, cell] = weight
         fixed = ~masked[group.rows[:, None], group.columns]
         if fixed.any():
-            own = group.table.class_of[ids[group.rows[:, None], group.columns]]
+            known = np.where(fixed, ids[group.rows[:, None], group.columns], 0)  # a mask id may lie beyond the tokenizer
+            own = group.table.class_of[known]
             scores[fixed] = np.where(np.arange(shape[2]) == own[fixed][:, None], 0.0, -np.inf)
         uniform = None
         if noise is not None:

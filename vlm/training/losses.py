@@ -53,6 +53,20 @@ def cell_weights(masks: Tensor, answer: Tensor, ratio: Tensor | None = None, sch
     return weight / length.unsqueeze(-1), float(masks.shape[0] * masks.shape[1])
 
 
+def context_weights(masked: Tensor, p: float = 0.1) -> Tensor:
+    """[B, L] weights that grow with the clean context around a masked cell (CART of Dream, arXiv:2508.15487); 0 at clean cells.
+
+    Each clean cell at distance d counts p (1 - p)^(d - 1) / 2.
+
+    Args:
+        masked: [B, L] bool.
+    """
+    place = torch.arange(masked.shape[1], device=masked.device)
+    distance = (place.unsqueeze(0) - place.unsqueeze(1)).abs()
+    kernel = 0.5 * p * (1 - p) ** (distance - 1).clamp_min(0).float()
+    return ((~masked).float() @ kernel) * masked
+
+
 def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor, total: float | Tensor | None = None) -> Tensor:
     """sum(weight * cross-entropy) / total, over R masked cells.
 

@@ -1,0 +1,118 @@
+"""Block-causal decoding: rules, exact caches, rows of different lengths, stops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlm.backbone.config import BackboneConfig
+from vlm.backbone.inputs import Inputs
+from vlm.backbone.model import DiffusionBackbone
+from vlm.decoding.blocks import BlockDenoiser, Blocks, block_rule, entry_blocks
+from vlm.decoding.canvas import Canvas
+from vlm.decoding.loop import run
+from vlm.decoding.presets import preset
+from vlm.decoding.stops import EndOfBlock
+from vlm.errors import OptionError
+from vlm.training.block_diffusion import doubled_rule, prefix_rule, stratified_levels
+from vlm.training.losses import context_weights
+
+LENGTHS = (5, 8, 3)
+BOTH = pytest.mark.parametrize("tail", ["shared", "fresh"])
+
+
+@pytest.fixture(scope="module")
+def backbone() -> DiffusionBackbone:
+    torch.manual_seed(0)
+    config = BackboneConfig(
+        vocab_size=24, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=24, mask_token_id=23, pad_token_id=22, eos_token_id=21,
+    )  # fmt: skip
+    return DiffusionBackbone(config).eval()
+
+
+def inputs_of(backbone: DiffusionBackbone, lengths: tuple[int, ...]) -> Inputs:
+    generator = torch.Generator().manual_seed(1)
+    prompts = {n: torch.randint(0, 20, (n,), generator=generator) for n in sorted(set(LENGTHS))}
+    with torch.no_grad():
+        return Inputs.join([(backbone.embed(prompts[n]), torch.arange(n), n, ()) for n in lengths])
+
+
+def canvas_of(backbone: DiffusionBackbone, rows: int, cells: int) -> Canvas:
+    return Canvas.blank(rows, cells, mask_id=backbone.config.mask_token_id, pad_id=backbone.config.pad_token_id)
+
+
+def whole(backbone: DiffusionBackbone, inputs: Inputs, ids: Tensor, blocks: Blocks) -> Tensor:
+    """Logits of the canvas [B, L, V] in one pass."""
+    cells = ids.shape[1]
+    embeds = torch.cat((inputs.embeds, backbone.embed(ids)), dim=1)
+    positions = torch.cat((inputs.positions, inputs.start.unsqueeze(1) + torch.arange(cells)), dim=1)
+    valid = torch.cat((inputs.valid, torch.ones_like(ids, dtype=torch.bool)), dim=1)
+    rule = block_rule(entry_blocks(inputs.lengths, cells, blocks, inputs.valid.shape[1]))
+    with torch.no_grad():
+        return backbone.logits(backbone(embeds, positions, valid, rule=rule))[:, -cells:]
+
+
+@BOTH
+def test_cached_blocks_equal_one_pass(backbone: DiffusionBackbone, tail: str) -> None:
+    blocks = Blocks(4, tail)  # type: ignore[arg-type]
+    inputs = inputs_of(backbone, LENGTHS)
+    denoiser = BlockDenoiser(backbone, inputs, blocks)
+    ids = torch.randint(0, 20, (3, 10), generator=torch.Generator().manual_seed(2))
+    canvas = Canvas.from_rows(ids.tolist(), mask_id=backbone.config.mask_token_id, pad_id=backbone.config.pad_token_id)
+    numbers = denoiser.window(preset("block-static", block_length=4).window).blocks(10)
+    expected = whole(backbone, inputs, ids, blocks)
+    for number in range(int(numbers.max()) + 1):
+        cells = numbers == number
+        torch.testing.assert_close(denoiser(canvas, cells).logits, expected[cells], rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["block-static", "block-dynamic", "block-sequential"])
+def test_a_batch_equals_its_rows_alone(backbone: DiffusionBackbone, tail: str, name: str) -> None:
+    recipe, blocks = preset(name, block_length=4, steps_per_block=3, banned=(backbone.config.pad_token_id,)), Blocks(4, tail)  # type: ignore[arg-type]
+    together = run(BlockDenoiser(backbone, inputs_of(backbone, LENGTHS), blocks), canvas_of(backbone, 3, 9), recipe)
+    for i, length in enumerate(LENGTHS):
+        alone = run(BlockDenoiser(backbone, inputs_of(backbone, (length,)), blocks), canvas_of(backbone, 1, 9), recipe)
+        assert together.ids[i].tolist() == alone.ids[0].tolist()
+        assert int(together.forwards[i]) == int(alone.forwards[0])
+    assert not bool(together.masked.any())
+
+
+def test_commit_passes_count_as_forwards_and_not_as_steps(backbone: DiffusionBackbone) -> None:
+    canvas = run(BlockDenoiser(backbone, inputs_of(backbone, (8,)), Blocks(4)), canvas_of(backbone, 1, 12), preset("block-static", steps_per_block=2))
+    assert (int(canvas.step[0]), int(canvas.forwards[0])) == (6, 8)
+
+
+def test_the_published_stop_leaves_masks_behind_the_block(backbone: DiffusionBackbone) -> None:
+    denoiser = BlockDenoiser(backbone, inputs_of(backbone, (8,)), Blocks(4))
+    recipe = preset("block-static", steps_per_block=4)
+    first = int(run(denoiser, canvas_of(backbone, 1, 12), recipe).ids[0, 0])
+    ended = run(denoiser, canvas_of(backbone, 1, 12), recipe.with_parts(stop=EndOfBlock((first,), denoiser.window(recipe.window))))
+    assert ended.masked[0].tolist() == [False] * 4 + [True] * 8
+
+
+@pytest.mark.parametrize("options", [{"length": 0}, {"length": 4, "tail": "anywhere"}])
+def test_bad_blocks_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(OptionError):
+        Blocks(**options)  # type: ignore[arg-type]
+
+
+def test_training_rules_hide_the_answer_and_agree_with_decoding() -> None:
+    block = torch.arange(12) // 4
+    rule = doubled_rule(block)
+    assert bool(rule.diagonal().all())
+    assert not bool((rule[:12, 12:] & (block.unsqueeze(1) <= block)).any())  # a noisy entry never sees its own clean block
+    assert not bool(rule[12:, :12].any())
+    assert torch.equal(rule[12:, 12:], block_rule(block.unsqueeze(0))[0])
+    rule = prefix_rule(6, 8, 4)
+    assert torch.equal(rule[:14, :14], block_rule(entry_blocks(torch.tensor([6]), 8, Blocks(4, "fresh")))[0])
+    assert not bool(rule[:14, 14:].any())
+    assert bool(prefix_rule(6, 8, 4, reference_quirks=True)[6:14, 14:].any())
+
+
+def test_levels_fall_into_their_strata_and_weights_follow_the_context() -> None:
+    levels = stratified_levels(torch.rand(2, 4, generator=torch.Generator().manual_seed(0)), 0.0, 1.0)
+    assert (levels.flatten() * 8).long().tolist() == list(range(8))
+    weight = context_weights(torch.tensor([[False, True, True, True, True, True]]), p=0.1)[0]
+    assert weight.tolist() == pytest.approx([0.0, *(0.05 * 0.9**d for d in range(5))])
