@@ -22,6 +22,7 @@ VOCAB, MASK_ID, PAD, EOS, BANNED = 12, 11, 10, 9, (7, 8)
 SMALL: dict[str, dict[str, Any]] = {
     "dimple": {"gamma": 0.6}, "threshold": {"threshold": 0.5, "block_length": 3}, "factor": {"block_length": 4}, "one-by-one": {},
     "dream-origin": {"steps": 4}, "dream-maskgit-plus": {"steps": 4, "alg_temp": 0.5}, "dream-topk-margin": {"steps": 5}, "dream-entropy": {"steps": 3},
+    **{name: {"block_length": 3} for name in ("block-static", "block-dynamic", "block-sequential")},
     **{name: {"steps_per_block": 2, "block_length": 4} for name in ("llada", "llada-random", "lavida", "lavida-linear", "lavida-cosine")},
 }  # fmt: skip
 
