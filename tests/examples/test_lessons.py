@@ -11,7 +11,7 @@ from examples.pocket import documents, first_pages, scenes, screens
 from examples.pocket.lessons import LessonMaker, see
 from examples.pocket.page import families
 from examples.pocket.reader_data import CHAR_CLASS
-from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING
+from vision.tokens import BLANK, CHAR, GAP, ROW_END, SPELLED, THING
 from vlm.processor.tokenizer import Tokenizer
 from vlm.training.losses import NOWHERE, UNKNOWN
 
@@ -87,8 +87,11 @@ def test_pointers_point_at_the_character_they_copy(name):
             if query.task == "ground" or reasons:
                 want, box = reasons[cell] if reasons else query.box, tokens.boxes[entry]
                 x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-                assert tokens.kind[entry] == THING or (not reasons and tokens.kind[entry] == CHAR)
                 assert want[0] <= x <= want[2] and want[1] <= y <= want[3]
+                if reasons and tokens.kind[entry] == CHAR:  # a letter of the thing's name
+                    assert tokens.cells[entry] == SPELLED and tokens.classes[entry, 0] == CHAR_CLASS[char]
+                else:
+                    assert tokens.kind[entry] in ((THING, BLANK) if reasons else (THING, CHAR))
                 told += 1
                 continue
             if char == " ":

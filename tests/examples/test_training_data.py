@@ -11,7 +11,7 @@ import torch
 from examples.pocket.page import families
 from examples.pocket.reader_data import render_mosaic
 from examples.pocket.train_backbone import LessonBatches, Settings
-from examples.pocket.train_reader import HeldOut, ReaderObjective, ShardBatches, as_pixels
+from examples.pocket.train_reader import EMPTY_CHAR, HeldOut, ReaderObjective, ShardBatches, as_pixels
 from vision.reader import ReaderConfig, ReaderTower
 from vlm.training.trainer import add
 
@@ -101,7 +101,7 @@ def test_reader_loss_equals_its_formula_on_text(shards):
             sums["cells"] += 1
             for side in range(2):
                 c = int(rows["classes"][0, side, y, x])
-                w = 1.0 if c else 0.1
+                w = 1.0 if c else EMPTY_CHAR
                 sums["chars"] -= w * float(torch.log_softmax(out.chars[0, side, :, y, x], 0)[c])
                 sums["weight"] += w
                 if c:

@@ -6,8 +6,8 @@ import torch
 
 from tests.vision.test_lines import line, page
 from vision.lines import Detections
-from vision.reader import ALPHABET, THINGS, ReaderConfig, ReaderOutput
-from vision.tokens import ANCHOR, BLANK, CHAR, GAP, PLACE, ROW_END, THING, Things, assemble, detect, detect_things, place_of, text_of
+from vision.reader import ALPHABET, COLORS, THINGS, ReaderConfig, ReaderOutput
+from vision.tokens import ANCHOR, BLANK, CHAR, GAP, PLACE, ROW_END, SPELLED, THING, Things, assemble, detect, detect_things, place_of, text_of
 
 COLON = ALPHABET.index(":") + 1
 CONFIG = ReaderConfig()
@@ -126,9 +126,22 @@ def test_things_stand_before_the_text():
     thing(output, (20, 50, 60, 66), "button", 1)
     thing(output, (20, 10, 60, 32), "button", 1)
     tokens = assemble(detect(output), detect_things(output), (240, 80), COLON)
-    assert tokens.kind.tolist() == [THING, THING, CHAR, CHAR, ROW_END]
-    assert tokens.boxes[0, 1] < tokens.boxes[1, 1]  # from top to bottom
-    assert tokens.color.tolist() == [2, 2, 0, 0, 0]
+    things = np.flatnonzero(tokens.kind == THING)
+    assert things.tolist() == [0, 13] and tokens.kind[-3:].tolist() == [CHAR, CHAR, ROW_END]
+    assert tokens.boxes[0, 1] < tokens.boxes[13, 1]  # from top to bottom
+    assert tokens.color[things].tolist() == [2, 2] and tokens.color.sum() == 4
+    assert [row[0] for row in text_of(tokens, ALPHABET)] == ["ok"]
+
+
+def test_names_of_things_are_spelled_behind_them():
+    output = empty_output(10, 30)
+    thing(output, (20, 50, 60, 66), "circle", 3)
+    tokens = assemble(detect(output), detect_things(output), (240, 80), COLON)
+    color = COLORS[tokens.color[0] - 1]
+    assert tokens.kind.tolist() == [THING, *[CHAR] * len(color), BLANK, *[CHAR] * 6, ROW_END] and (tokens.cells[1:] == SPELLED).all()
+    assert "".join(ALPHABET[c - 1] for c in tokens.classes[tokens.kind == CHAR, 0]) == f"{color}circle"
+    words = tokens.lexicon.roles[tokens.lexicon.holder]
+    assert words[len(color) + 2, 1] == words[1, 0] > 0  # 'circle' knows the colour before it
 
 
 def test_nothing_at_all():
