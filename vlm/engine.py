@@ -149,8 +149,9 @@ class PocketDenoiser:
     budgets, which is what training drew.
     """
 
-    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable, half: bool) -> None:
-        self.prefix, self.places, self.half = prefix, places, half
+    def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable, half: bool, null: int) -> None:
+        self.prefix, self.places, self.half, self.null = prefix, places, half, null
+        self.null_bias = model.config.null_bias
         self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
         self.packed = PackedPocket(model)
         self.vocab_size = model.config.backbone.vocab_size
@@ -174,6 +175,8 @@ class PocketDenoiser:
             found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
         weight, source = torch.softmax(found.scores, dim=-1).max(dim=-1)
         nowhere = source == found.scores.shape[-1] - 1
+        if self.null_bias:
+            found.logits[:, self.null] += self.null_bias
         return Prediction(found.logits, torch.where(nowhere, -1, source), weight)
 
 
@@ -218,7 +221,7 @@ class PocketEngine:
         seed = seed_of(options)
         name = options.pop("preset", None) or DEFAULT
         if name == "dimple":
-            options.setdefault("gamma", 0.9)
+            options.setdefault("gamma", 0.7)
         return Plan(preset(name, **options), seed)
 
     def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
@@ -301,7 +304,7 @@ class PocketEngine:
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.half):
             prefix = self.model.prefix(ids, valid, media, words, visual)
         table = SlotTable.none(answer_cells) if scaffold is None else SlotTable.of(scaffold)
-        return PocketDenoiser(self.model, prefix, places, table, self.half)
+        return PocketDenoiser(self.model, prefix, places, table, self.half, self.tokenizer.special["<|null|>"])
 
 
 def user_turn(text: str) -> list[Message]:

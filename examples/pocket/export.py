@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vlm.checkpoint import POCKET, save_pocket
-from vlm.families.pocket import PocketModel
+from vlm.families.pocket import PocketConfig, PocketModel
 
 
 def main() -> None:
@@ -20,8 +20,9 @@ def main() -> None:
     parser.add_argument("--reader", type=Path, required=True)
     parser.add_argument("--backbone", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--null-bias", type=float, default=4.0)
     args = parser.parse_args()
-    model = PocketModel()
+    model = PocketModel(PocketConfig(null_bias=args.null_bias))
     model.tower.load_state_dict(torch.load(args.reader, weights_only=True)["ema"])
     trained = torch.nn.ModuleDict({name: part for name, part in model.named_children() if name != "tower"})
     trained.load_state_dict(torch.load(args.backbone, weights_only=True)["ema"])

@@ -41,20 +41,25 @@ class PocketConfig:
 
     Attributes:
         first_char: token of the blank; the token of character class c of the tower is ``first_char + c``.
+        null_bias: added to the logit of the null token; chosen on drawn documents so that absent fields are not filled.
     """
 
     reader: ReaderConfig = field(default_factory=ReaderConfig)
     backbone: BackboneConfig = field(default_factory=default_backbone)
     first_char: int = 272
+    null_bias: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with ``model_type``."""
-        return {"model_type": "pocket", "reader": self.reader.to_dict(), "backbone": asdict(self.backbone), "first_char": self.first_char}
+        return {
+            "model_type": "pocket", "reader": self.reader.to_dict(), "backbone": asdict(self.backbone), "first_char": self.first_char,
+            "null_bias": self.null_bias,
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PocketConfig:
         """Inverse of :meth:`to_dict`."""
-        return cls(ReaderConfig.from_dict(data["reader"]), BackboneConfig.from_dict(data["backbone"]), data["first_char"])
+        return cls(ReaderConfig.from_dict(data["reader"]), BackboneConfig.from_dict(data["backbone"]), data["first_char"], float(data.get("null_bias", 0.0)))
 
 
 @dataclass
