@@ -21,6 +21,8 @@ from torch import Tensor
 
 from benchmarks.common import DocumentPage, arguments, load, median, pages, report, timed
 from vision.reading import fast_bf16
+from vlm.backbone.slots import SlotTable, join
+from vlm.families.pocket import Slots
 from vlm.metrics import leaves, same_value
 from vlm.model import DiffusionVLM
 from vlm.structure.scaffold import Scaffold, compile_scaffold
@@ -35,42 +37,31 @@ class PlainLoop:
     """
 
     def __init__(self, model: DiffusionVLM, page: DocumentPage, scaffold: Scaffold) -> None:
-        backbone = model.engine.model.backbone
-        with mock.patch.object(backbone, "prefill", wraps=backbone.prefill) as spy:  # the prompt as it enters the backbone
-            behind = model.engine.denoiser([model._prompt("")], [[page.reading]], len(scaffold)).prefix
-        self.embeds, _, _ = spy.call_args.args  # [1, P, D]
-        self.memory, self.pocket, self.scaffold = behind.memory, model.engine.model, scaffold
+        self.pocket, self.scaffold = model.engine.model, scaffold
+        with mock.patch.object(self.pocket, "prefix", wraps=self.pocket.prefix) as spy:  # the prompt as it enters the model
+            model.engine.denoiser([model._prompt("")], [[page.reading]], len(scaffold), scaffold=scaffold)
+        self.prompt = spy.call_args.args
         rows = scaffold.to_canvas_rows()
         self.ids, self.masked = torch.tensor([rows.ids]), torch.tensor([rows.masked])
-        self.slot_index = torch.tensor([rows.slot_index])
+        self.slots = Slots.of(torch.tensor([rows.slot_index]), join([SlotTable.of(scaffold)], len(scaffold)))
         special = model.tokenizer.special
         self.banned = torch.tensor([i for i in model.tokenizer.control_ids if i not in (special["<|pad|>"], special["<|null|>"])])
         self.confidence = torch.ones(self.ids.shape)
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
-        """[1, P + L, V] of every position, from scratch."""
-        backbone = self.pocket.backbone
-        head, slots = backbone.copy_head, backbone.slot_embed
-        assert head is not None
+        """[1, L, V] of the canvas, from scratch; those of the prompt are formed as well, and thrown away."""
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
-            canvas = backbone.embed(self.ids)
-            if slots is not None:
-                canvas = canvas + slots(self.slot_index.clamp_max(slots.num_embeddings - 1))
-            both = torch.cat((self.embeds.to(canvas.dtype), canvas), dim=1)
-            length, prefix = both.shape[1], self.embeds.shape[1]
-            everything = torch.ones(1, length, dtype=torch.bool)
-            hidden = backbone(both, torch.arange(length)[None], everything, prefix_lengths=torch.tensor([prefix]))
-            memory = head.memory(hidden[:, :prefix], self.memory.valid, self.memory.tokens)
-            attention = torch.softmax(head.scores(hidden, memory), dim=-1)
-            logits: Tensor = backbone.logits(hidden).float() + head.bonus(hidden, attention, memory)
+            prefix = self.pocket.prefix(*self.prompt)
+            hidden, found = self.pocket.canvas(self.ids, torch.ones_like(self.masked), self.slots, prefix)
+            self.pocket.backbone.logits(prefix.cache.hidden)
+            logits = self.pocket.cell_logits(hidden, found.copied)
         return logits.index_fill(-1, self.banned, float("-inf"))
 
     @torch.inference_mode()
     def step(self) -> None:
         """Commit the surest open cell."""
-        prefix = self.embeds.shape[1]
-        chance, proposal = torch.softmax(self.logits()[:, prefix:].double(), dim=-1).max(dim=-1)
+        chance, proposal = torch.softmax(self.logits().double(), dim=-1).max(dim=-1)
         best = int(torch.where(self.masked, chance, -1.0).argmax())
         self.ids[0, best], self.masked[0, best], self.confidence[0, best] = proposal[0, best], False, chance[0, best].float()
 

@@ -124,7 +124,7 @@ def detect(output: ReaderOutput, row: int = 0, threshold: float = 0.35, sure: fl
     return suppress(found)
 
 
-def detect_things(output: ReaderOutput, row: int = 0, threshold: float = 0.4) -> Things:
+def detect_things(output: ReaderOutput, row: int = 0, threshold: float = 0.15) -> Things:
     """Objects and widgets of picture `row`; neighbouring claims of one thing are merged into the likeliest."""
     probs = torch.softmax(output.things[row].float(), dim=0)
     width = probs.shape[-1]

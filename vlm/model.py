@@ -159,7 +159,7 @@ class DiffusionVLM:
 
         def run(readings: list[Reading]) -> list[Result]:
             prompts = [self._prompt(instruction, plan) for _ in readings]
-            filled = self._fill(prompts, [[r] for r in readings], scaffold, plan)
+            filled = self._fill(prompts, [[r] for r in readings], scaffold, plan, by_first_cell=True)
             return [_grounded(result, reading) for result, reading in zip(filled, readings, strict=True)]
 
         return self._over(images, run, on_error)
@@ -335,8 +335,8 @@ class DiffusionVLM:
         cut = () if end < len(ids) else (f"the answer filled all {end} cells and may be cut off; raise max_new_tokens",)
         return Result(self.tokenizer.decode(kept).strip(), confidence=float(sure.prod()), warnings=cut, usage=usage)
 
-    def _fill(self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan) -> list[Result]:
-        """Fill the slots of a scaffold behind prompts."""
+    def _fill(self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan, by_first_cell: bool = False) -> list[Result]:
+        """Fill the slots of a scaffold behind prompts; `by_first_cell`: a slot's box is where its first cell points."""
         start = time.perf_counter()
         denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), plan, scaffold)
         symbols, recipe = self.engine.symbols, plan.recipe
@@ -349,10 +349,11 @@ class DiffusionVLM:
         for _ in decode(denoiser, canvas, recipe.with_parts(joint=slots, banned=banned, stop=Never()), seed=plan.seed):
             pass
         ms = (time.perf_counter() - start) * 1000 / len(prompts)
-        return [self._data(canvas, row, scaffold, denoiser, ms) for row in range(len(prompts))]
+        return [self._data(canvas, row, scaffold, denoiser, ms, by_first_cell) for row in range(len(prompts))]
 
-    def _data(self, canvas: Canvas, row: int, scaffold: Scaffold, denoiser: Denoiser, ms: float) -> Result:
-        locate = self.engine.locator(denoiser, canvas, row)
+    def _data(self, canvas: Canvas, row: int, scaffold: Scaffold, denoiser: Denoiser, ms: float, by_first_cell: bool) -> Result:
+        every = self.engine.locator(denoiser, canvas, row)
+        locate = (lambda cells: every(cells[:1])) if by_first_cell and every is not None else every
         data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=locate)
         status = "forced" if any(f.forced for f in fields.values()) else "ok"
         sure = min((f.confidence for f in fields.values()), default=1.0)
