@@ -43,10 +43,6 @@ class VisualBatch:
         flat = {f.name: getattr(self, f.name) for f in fields(self)}
         return VisualBatch(**{n: t if n in ("rows", "roles", "depth") else t[self.valid] for n, t in flat.items()})
 
-    def to(self, device: torch.device | str) -> VisualBatch:
-        """The same on a device."""
-        return VisualBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
     @classmethod
     def collate(cls, rows: list[VisualTokens], features: list[Tensor | None], width: int) -> VisualBatch:
         """Pad a list of sequences. ``features[i]`` is [F, h, w] of the tower, or None for zero features."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from examples.pocket.facts import Rng
 from examples.pocket.page import FontFile, Page, Run, load_font, pick_font
 from examples.pocket.sample import Query, Sample, Thing, Value
 from examples.pocket.words import anything, syllable_word
+from vlm.model import GROUND_SCHEMA
 
 Color = tuple[int, int, int]
 BUTTONS = (
@@ -285,14 +284,6 @@ def instruction(s: Screen, index: int) -> tuple[str, str]:
     if rng.random() < 0.08:
         return f"hover over {quoted}", "hover"
     return str(rng.choice([f"{verb} {quoted}", f"{verb} the {quoted} {noun}", f"{verb} the {noun} {quoted}", f"open {quoted}", f"go to {quoted}", f"the {name} {noun}"])), "click"
-
-
-#: What the backbone fills in for a grounding query; the box is where its copy head points.
-GROUND_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"action": {"enum": ["click", "type", "hover", "select"]}, "target": {"type": "string", "maxLength": 9}},
-    "required": ["action", "target"],
-}
 
 
 def make(rng: Rng, held_out: bool = False, size: tuple[int, int] | None = None) -> Sample:
