@@ -49,13 +49,15 @@ class PublishedEngine:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None
-    ) -> PublishedEngine:
+        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None,
+        **placement: Any,
+    ) -> PublishedEngine:  # fmt: skip
         """Load a checkpoint.
 
         Args:
             path: a folder, or the id of a Hub repository. device, dtype: None is the CPU, and the stored dtype.
             variant: one of the family's; None reads it off the end of the name. tower: folder of the base vision tower.
+            placement: ``device_map``, ``max_memory``, ``offload_folder`` of :func:`vlm.checkpoints.placement.place`.
 
         Raises:
             CheckpointError, OptionError.
@@ -63,15 +65,15 @@ class PublishedEngine:
         if dtype is not None and dtype not in DTYPES:
             raise OptionError(f"dtype {dtype!r} is not supported", remedy=f"use one of {', '.join(DTYPES)}")
         try:
-            where = torch.device(device or "cpu")
+            where = None if device is None else torch.device(device)
         except RuntimeError as error:
             raise OptionError(f"there is no device {device!r}", remedy="use 'cpu' or 'cuda'") from error
         folder = find_folder(path)
         overrides = variant_overrides(folder, str(path), variant)
         if tower is not None:
             overrides["mm_vision_tower"] = str(find_folder(tower, "the base vision tower").resolve())
-        loaded = load(folder, dtype=DTYPES[dtype] if dtype else None, device=where, overrides=overrides)
-        return cls(loaded, Tokenizer.from_file(folder))
+        tokenizer = Tokenizer.from_file(folder)  # first: a damaged one is found before gigabytes are read
+        return cls(load(folder, dtype=DTYPES[dtype] if dtype else None, device=where, overrides=overrides, **placement), tokenizer)
 
     def plan(self, decoding: Mapping[str, Any]) -> Plan:
         """A preset of the family or of the library; besides its options ``prefix_cache`` and ``guidance`` count."""
