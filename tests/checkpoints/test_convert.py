@@ -203,6 +203,7 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_other_ways_to_hide_code(tmp_path: Path) -> None:
     trace = tmp_path / "was-here"
     source = pickled(tmp_path / "evil", {"state_dict": tiny.tensors("llada"), "y": Evil(trace)})

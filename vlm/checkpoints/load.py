@@ -17,7 +17,7 @@ from vlm.backbone.config import BackboneConfig
 from vlm.checkpoints.keymap import KeyDiff, Weight, compare
 from vlm.checkpoints.layout import Layout, ignored_in, layout_of, native_weights
 from vlm.checkpoints.placement import DeviceMap, Placement, place
-from vlm.checkpoints.shards import Shards, read_into
+from vlm.checkpoints.shards import AGAIN, Shards, read_into
 from vlm.errors import CheckpointError, OptionError, VLMError
 from vlm.families.family import Family, ModelConfig, Settings
 from vlm.families.registry import families, find_family
@@ -67,7 +67,7 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"there is no {path.name}", source=str(path.parent), remedy="name the folder of a checkpoint")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"is not valid JSON ({error})", source=str(path), remedy="fetch the checkpoint again") from error
     if not isinstance(data, dict):
         raise CheckpointError("does not hold an object", source=str(path), remedy="fetch the checkpoint again")
@@ -158,8 +158,7 @@ def load(
     check(found.diff, found.shards, found.family.name)
     model = on_meta(lambda: found.family.build(found.config))
     _check_cover(found, model.state_dict())
-    if found.diff.lacking and found.family.complete is None:
-        raise CheckpointError(f"missing keys: {', '.join(found.diff.lacking[:5])}", source=str(path))
+    _check_lacking(found)
     where = torch.device(device or "cpu")
     placement = None
     if device_map is not None:
@@ -167,10 +166,10 @@ def load(
         given = None if device is None else where
         placement = place(model, device_map, dtype=kind, device=given, max_memory=max_memory, offload_folder=offload_folder)
         where = placement.main
-    fill(model, found.weights, found.shards, dtype, where, placement)
     notes: tuple[str, ...] = ()
-    if found.diff.lacking and found.family.complete is not None:
-        notes = (found.family.complete(model, found.config, found.diff.lacking, dtype, where),)
+    if found.diff.lacking and found.family.complete is not None:  # first: what is nowhere is found out before gigabytes are read
+        notes = (found.family.complete(model, found.config, found.diff.lacking, dtype or common_dtype(found.shards), where),)
+    fill(model, found.weights, found.shards, dtype, where, placement)
     if placement is not None:
         placement.attach(model)
         notes += (placement.summary(),) if placement.summary() else ()
@@ -237,6 +236,14 @@ def check(diff: KeyDiff, shards: Shards, family: str) -> None:
         if keys:
             named = f"{', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
             raise CheckpointError(f"{len(keys)} {what} keys: {named}", source=str(shards.folder), remedy=remedy)
+
+
+def _check_lacking(found: Inspected) -> None:
+    """Optional keys may be absent together, where the family knows what to do then; some of them are a damaged checkpoint."""
+    lacking, optional = found.diff.lacking, sum(len(w.parts) for w in found.weights if not w.required)
+    if lacking and (found.family.complete is None or len(lacking) < optional):
+        named = f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}"
+        raise CheckpointError(f"{len(lacking)} of {optional} keys that belong together are missing: {named}", source=str(found.shards.folder), remedy=AGAIN)
 
 
 def _check_cover(found: Inspected, expected: Mapping[str, Tensor]) -> None:

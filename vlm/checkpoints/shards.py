@@ -83,7 +83,7 @@ class Shards:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = {str(key): str(name) for key, name in weight_map.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"is no index of safetensors ({error})", source=str(index), remedy=AGAIN) from error
         found: dict[str, Stored] = {}
         for name in sorted(set(names.values())):
