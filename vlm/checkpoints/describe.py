@@ -57,7 +57,7 @@ def summary(found: Inspected) -> dict[str, Any]:
 
 def _parameters(found: Inspected) -> dict[str, int]:
     """Parameters of the model by part, those included that the checkpoint lacks."""
-    tensors, counts = found.shards.tensors, {}
+    tensors, counts = found.shards.tensors, dict[str, int]()
     for w in found.weights:
         part = w.name.split(".")[0]
         elastic = [tensors[p.key].shape for p in w.parts if w.elastic and p.key in tensors]
