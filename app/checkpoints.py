@@ -64,7 +64,7 @@ def _page(model: dict[str, Any]) -> list[str]:
         ("weights in memory", ", ".join(f"{kind} {_bytes(n)}" for kind, n in memory["weights"].items() if kind != "stored")),
         ("prefix cache", f"{_bytes(cache)} a token, {_bytes(full)} at full context (bfloat16)"),
         ("context", f"{limits['context']} positions, prompt, pictures and answer together"),
-        ("sizes", f"{limits['layers']} layers of width {limits['hidden_size']}, {limits['heads']} heads over {limits['kv_heads']}, {limits['vocab_size']} tokens"),
+        ("sizes", f"{limits['layers']} layers, width {limits['hidden_size']}, {limits['heads']} heads over {limits['kv_heads']}, {limits['vocab_size']} ids"),
         ("attention", model["attention"] + (f", blocks of {model['block_length']}" if model["block_length"] else "")),
         ("presets", ", ".join([f"{model['default_preset']} (default)", *(p for p in model["presets"] if p != model["default_preset"])])),
         *([("variants", ", ".join(model["variants"]))] if model["variants"] else []),

@@ -19,13 +19,13 @@ WANTED = ("*.safetensors", *TEXTS)
 PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
-def find_folder(name: str | Path, what: str = "the checkpoint", *, patterns: Sequence[str] = WANTED) -> Path:
+def find_folder(name: str | Path, what: str = "the checkpoint", *, patterns: Sequence[str] = WANTED, **options: Any) -> Path:
     """The folder of a checkpoint: `name` itself, else the Hub repository of that id, fetched unless it is there already.
 
     ``HF_HUB_OFFLINE=1`` and the Hub's other settings count.
 
     Args:
-        patterns: of the names of the files that are fetched.
+        patterns: of the names of the files that are fetched. options: of the Hub's ``snapshot_download`` (revision, token, ...).
 
     Raises:
         CheckpointError: no such folder and no such repository, or it cannot be fetched.
@@ -37,7 +37,7 @@ def find_folder(name: str | Path, what: str = "the checkpoint", *, patterns: Seq
         raise CheckpointError("there is no such folder", source=str(name), remedy="name a local checkpoint folder, or the id of a Hub repository (OWNER/NAME)")
     hub = _client(name, what)
     with _explained(name, what):
-        return Path(hub.snapshot_download(str(name), allow_patterns=list(patterns)))
+        return Path(hub.snapshot_download(str(name), allow_patterns=list(patterns), **options))
 
 
 def find_weights(name: str | Path) -> Path:
