@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from vlm.backbone.config import BackboneConfig
 from vlm.checkpoints.keymap import KeyDiff, Weight, compare
 from vlm.checkpoints.layout import Layout, ignored_in, layout_of, native_weights
 from vlm.checkpoints.placement import DeviceMap, Placement, place
-from vlm.checkpoints.shards import AGAIN, Shards, read_into
+from vlm.checkpoints.shards import AGAIN, Shards, Stored, map_tensor, read_into
 from vlm.errors import CheckpointError, OptionError, VLMError
 from vlm.families.family import Family, ModelConfig, Settings
 from vlm.families.registry import families, find_family
@@ -135,6 +136,7 @@ def load(
     path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None, family: str | None = None,
     vocab_rows: int | None = None, head_rows: int | None = None, overrides: Mapping[str, Any] | None = None,
     device_map: DeviceMap | None = None, max_memory: Mapping[int | str, int | str] | None = None, offload_folder: str | Path | None = None,
+    mapped: bool = True,
 ) -> Loaded:  # fmt: skip
     """Load a published checkpoint.
 
@@ -147,6 +149,8 @@ def load(
         device: where parameters go; with a `device_map` what is not spread, by default the map's own choice.
         family, vocab_rows, head_rows, overrides: see :func:`inspect`.
         device_map, max_memory, offload_folder: see :func:`vlm.checkpoints.placement.place`.
+        mapped: parameters for the CPU that lie in one piece and in the wanted type stay in their files and are read when they
+            are used (``map_tensor``); False reads everything now, for files that will be changed in place.
 
     Raises:
         CheckpointError: naming file and key, before anything large is allocated.
@@ -169,7 +173,7 @@ def load(
     notes: tuple[str, ...] = ()
     if found.diff.lacking and found.family.complete is not None:  # first: what is nowhere is found out before gigabytes are read
         notes = (found.family.complete(model, found.config, found.diff.lacking, dtype or common_dtype(found.shards), where),)
-    fill(model, found.weights, found.shards, dtype, where, placement)
+    fill(model, found.weights, found.shards, dtype, where, placement, mapped=mapped)
     if placement is not None:
         placement.attach(model)
         notes += (placement.summary(),) if placement.summary() else ()
@@ -254,15 +258,16 @@ def _check_cover(found: Inspected, expected: Mapping[str, Tensor]) -> None:
 
 
 def fill(
-    model: nn.Module, weights: Sequence[Weight], shards: Shards, dtype: torch.dtype | None, device: torch.device, placement: Placement | None = None
-) -> None:
+    model: nn.Module, weights: Sequence[Weight], shards: Shards, dtype: torch.dtype | None, device: torch.device, placement: Placement | None = None, *,
+    mapped: bool = False,
+) -> None:  # fmt: skip
     """Give the parameters of a module on the meta device memory and read them; what the shards lack stays as it is.
 
     The shards are walked in file order, so each part of a fused parameter is read when its shard comes by.
 
     Args:
         dtype: of floating-point parameters; None as stored, of differing parts the wider.
-        device: where they go; `placement` says it of each, and keeps on disk what belongs there.
+        device: where they go; `placement` says it of each, and keeps on disk what belongs there. mapped: see :func:`load`.
     """
     expected = model.state_dict()
     parts = {part.key: (w, part) for w in weights for part in w.parts if part.key in shards.tensors}
@@ -284,6 +289,10 @@ def fill(
             if placement is not None and home is None and placement.refer(w, stored, want.shape, kind):
                 state[w.name] = torch.empty(want.shape, dtype=kind, device="meta")
                 continue
+            rows = want.shape[0] if w.elastic else None
+            if mapped and home is not None and home.type == "cpu" and _in_place(w, stored, want, kind):
+                state[w.name] = map_tensor(stored, rows=rows).view(want.shape)
+                continue
             if w.name not in state:
                 state[w.name] = torch.empty(want.shape, dtype=kind, device=home or "cpu")
             target, start = state[w.name], 0
@@ -297,6 +306,12 @@ def fill(
                 state[w.name] = torch.empty(want.shape, dtype=kind, device="meta")
     model.load_state_dict(state, strict=False, assign=True)
     restore_buffers(model, device)
+
+
+def _in_place(weight: Weight, stored: Stored, want: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a parameter can be a view of its file."""
+    whole = len(weight.parts) == 1 and (weight.elastic or math.prod(stored.shape) == want.numel())
+    return whole and stored.dtype == dtype and stored.start % dtype.itemsize == 0 and want.numel() > 0
 
 
 def restore_buffers(model: nn.Module, device: torch.device) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,6 +210,25 @@ def read_into(stored: Stored, target: Tensor, *, first: int = 0) -> None:
             raise CheckpointError(f"ends inside {stored.key}: the file is truncated", source=str(stored.file), remedy=AGAIN)
     if not direct:
         target.copy_(buffer.view(target.shape))
+
+
+def map_tensor(stored: Stored, *, rows: int | None = None) -> Tensor:
+    """The tensor (or its first `rows` rows) as a view of its file: nothing is read until it is used, and nothing is written back.
+
+    The file must not be changed in place while the tensor lives; deleting or replacing it is harmless.
+
+    Raises:
+        CheckpointError: the file cannot be opened, or ends too early.
+    """
+    shape = stored.shape if rows is None else (rows, *stored.shape[1:])
+    count, begin = math.prod(shape), stored.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    try:
+        with stored.file.open("rb") as file:
+            length = stored.start - begin + count * stored.dtype.itemsize
+            view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{stored.key} cannot be read ({error})", source=str(stored.file), remedy=AGAIN) from error
+    return torch.frombuffer(view, dtype=stored.dtype, count=count, offset=stored.start - begin).view(shape)
 
 
 def read_tensor(stored: Stored) -> Tensor:

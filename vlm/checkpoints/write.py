@@ -52,7 +52,9 @@ def _write(tensors: Mapping[str, Tensor], folder: Path, shard_bytes: int) -> lis
     names = file_names(len(groups))
     for name, group in zip(names, groups, strict=True):
         # cloned one shard at a time: parts of a fused parameter share its memory, which the format does not allow
-        save_file({key: tensors[key].detach().cpu().contiguous().clone() for key in group}, folder / name, metadata={"format": "pt"})
+        partial = folder / f"{name}.partial"
+        save_file({key: tensors[key].detach().cpu().contiguous().clone() for key in group}, partial, metadata={"format": "pt"})
+        partial.replace(folder / name)  # never in place: parameters may be views of the file that was there
     write_index(folder, names, groups, sum(t.nbytes for t in tensors.values()))
     return [folder / name for name in names]
 
