@@ -113,8 +113,12 @@ def load(
         CheckpointError: naming file and key, before anything large is allocated.
     """
     found = inspect(path, family=family, vocab_rows=vocab_rows, head_rows=head_rows, overrides=overrides)
-    model = on_meta(lambda: found.family.build(found.config))
     check(found.diff, found.shards, found.family.name)
+    generation = read_json(Path(path) / "generation_config.json", required=False)
+    if found.family.open is not None:
+        opened = found.family.open(Path(path), found.config, dtype, torch.device(device))
+        return Loaded(found.family, found.config, opened.eval(), Path(path), found.diff, generation)
+    model = on_meta(lambda: found.family.build(found.config))
     _check_cover(found, model.state_dict())
     if found.diff.lacking and found.family.complete is None:
         raise CheckpointError(f"missing keys: {', '.join(found.diff.lacking[:5])}", source=str(path))
@@ -122,7 +126,6 @@ def load(
     notes: tuple[str, ...] = ()
     if found.diff.lacking and found.family.complete is not None:
         notes = (found.family.complete(model, found.config, found.diff.lacking, dtype, torch.device(device)),)
-    generation = read_json(Path(path) / "generation_config.json", required=False)
     return Loaded(found.family, found.config, model.eval(), Path(path), found.diff, generation, notes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class Recipe:
             rows then depend on each other. For comparison only.
         first_cell: commit the first cell from the prompt alone before the loop (LaViDa-Dream behind a prefix cache).
         transforms: further links of the logit chain; joint: proposer of scaffold slots.
+        driver: another outer loop than that over masks, for models of another kind of noise (:class:`vlm.decoding.uniform.Renoise`).
     """
 
     window: Window = field(default_factory=FullWindow)
@@ -65,10 +67,19 @@ class Recipe:
     first_cell: bool = False
     transforms: tuple[LogitTransform, ...] = ()
     joint: JointProposer | None = None
+    driver: Driver | None = None
 
     def with_parts(self, **parts: object) -> Recipe:
         """The same recipe with some parts exchanged."""
         return replace(self, **parts)  # type: ignore[arg-type]
+
+
+class Driver(Protocol):
+    """An outer loop."""
+
+    def __call__(self, denoiser: Denoiser, canvas: Canvas, recipe: Recipe, noise: Noise) -> Iterator[Frame]:
+        """Fill the canvas in place, yielding a frame per step."""
+        ...
 
 
 @dataclass
@@ -102,6 +113,9 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Se
         DecodingError: a part breaks its contract (it names which).
     """
     noise = noise or Noise(seed, canvas.ids.shape[0])
+    if recipe.driver is not None:
+        yield from recipe.driver(denoiser, canvas, recipe, noise)
+        return
     if recipe.first_cell and recipe.joint is None:
         commit_first_cell(denoiser, canvas, recipe.banned)
     window = _window(denoiser, recipe).start(canvas)
