@@ -86,7 +86,8 @@ class PublishedEngine:
         plan = Plan(recipe, seed, cache, float(guidance), recipe.reference_quirks)
         if self.loaded.config.blocks is not None and (cache is False or guidance):
             raise OptionError(f"{self.family.name} works in blocks, always behind their exact cache", remedy="leave prefix_cache and guidance out")
-        return plan if self._cached(plan) else replace(plan, recipe=recipe.with_parts(first_cell=False))
+        early = self._cached(plan) or self.loaded.config.blocks is not None
+        return plan if early else replace(plan, recipe=recipe.with_parts(first_cell=False))
 
     def _cached(self, plan: Plan) -> bool:
         return self.family.attention == "prefix" if plan.prefix_cache is None else plan.prefix_cache

@@ -22,7 +22,10 @@ _PENALTY: dict[str, Any] = {"end_penalty": 0.0, "penalised": (), "pooled": False
 _DREAM = {
     "steps": 512, "step_ratio": None, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3, "first_cell": False, **_PENALTY,
 }  # fmt: skip
-_BLOCK: dict[str, Any] = {"block_length": 4, "steps_per_block": 4, "score": "prob", "tempered": False, "sampling": "multinomial"}
+_BLOCK: dict[str, Any] = {
+    "block_length": 4, "steps_per_block": 4, "score": "prob", "tempered": False, "filtered": False, "sampling": "multinomial", "part": None,
+    "first_cell": False,
+}  # fmt: skip
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -86,8 +89,8 @@ def _hint(word: str, known: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _window(length: int | None) -> BlockWindow | FullWindow:
-    return FullWindow() if length is None else BlockWindow(length)
+def _window(length: int | None, part: int | None = None) -> BlockWindow | FullWindow:
+    return FullWindow() if length is None else BlockWindow(length, part)
 
 
 def _llada(o: dict[str, Any]) -> dict[str, Any]:
@@ -113,8 +116,8 @@ def _block(o: dict[str, Any]) -> dict[str, Any]:
     commit: TopK | QuotaOrMore | Leftmost = TopK()
     if o["preset"] != "block-static":
         commit = QuotaOrMore(o["threshold"]) if "threshold" in o else Leftmost()
-    scorer = ConfidenceScorer(o["score"], temperature=o["temperature"] or 1.0 if o["tempered"] else 1.0)
-    return {"window": _window(o["block_length"]), "scorer": scorer, "quota": quota, "commit": commit}
+    scorer = ConfidenceScorer(o["score"], o["filtered"], temperature=o["temperature"] or 1.0 if o["tempered"] else 1.0)
+    return {"window": _window(o["block_length"], o["part"]), "scorer": scorer, "quota": quota, "commit": commit, "first_cell": o["first_cell"]}
 
 
 def _threshold(o: dict[str, Any]) -> dict[str, Any]:
