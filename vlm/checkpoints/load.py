@@ -90,6 +90,7 @@ def inspect(
         raise CheckpointError(f"there is no family {family!r}", source=source, remedy=f"known: {', '.join(sorted(families()))}")
     kind = families()[family] if family else find_family(data, source)
     shards = Shards.open(folder)
+    shards = shards if kind.gather is None else kind.gather(shards)
     config = kind.configure(Settings(data, source))
     config = fit_vocabulary(config, kind.weights, shards.shapes, vocab_rows, head_rows)
     weights = kind.weights(config)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.model import DiffusionBackbone
 from vlm.checkpoints.keymap import Weight
+from vlm.checkpoints.shards import Shards
 from vlm.decoding.blocks import Blocks
 from vlm.decoding.loop import Recipe
 from vlm.decoding.presets import preset
@@ -144,6 +145,7 @@ class Family:
         build: module of a configuration, made on the meta device by the loader; its backbone is called `backbone`.
         ignored: regular expressions of keys that may be in the shards and are not needed.
         complete: fills what the shards lack and the key map does not require (a vision tower), and says what it did.
+        gather: finds tensors that lie outside the shards, in files of the family's own.
         open: loads the module where that is not ours to do; `build` and `weights` then serve inspection alone.
         corruption: 'mask' (cells without a token), or 'uniform' (random tokens; see ``vlm.decoding.uniform``).
         attention: rule of the reference between prompt and canvas: 'full' (everything sees everything), 'prefix' (the
@@ -166,6 +168,7 @@ class Family:
     keys: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     complete: Complete | None = None
+    gather: Callable[[Shards], Shards] | None = None
     open: Open | None = None
     corruption: str = "mask"
     attention: str = "full"
