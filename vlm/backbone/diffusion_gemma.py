@@ -68,6 +68,8 @@ def open_module(folder: Path, dtype: torch.dtype | None, device: torch.device) -
     try:
         place = {} if device.type == "cpu" else {"device_map": {"": device}}
         module, info = kind.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True, **place)
+    except ImportError as error:
+        raise DependencyError(f"transformers lacks something ({error})", source="diffusion-gemma", remedy="pip install 'diffusion-vlm[gemma]'") from error
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"transformers cannot load it ({error})", source=str(folder), remedy="fetch the checkpoint again") from error
     finally:
