@@ -120,6 +120,12 @@ def seed_of(options: dict[str, Any]) -> int:
     return seed
 
 
+def check_masks(recipe: Recipe, model: str) -> None:
+    """OptionError for a method that works on another kind of noise than masks."""
+    if recipe.driver is not None:
+        raise OptionError(f"{model} fills masks, and this preset works on uniform noise", remedy="use another preset")
+
+
 @dataclass(frozen=True)
 class Places:
     """Where the visual entries of one prompt lie: for each prefix position its picture (-1: text), box and kind."""
@@ -222,7 +228,9 @@ class PocketEngine:
         name = options.pop("preset", None) or DEFAULT
         if name == "dimple":
             options.setdefault("gamma", 0.7)
-        return Plan(preset(name, **options), seed)
+        recipe = preset(name, **options)
+        check_masks(recipe, "pocket")
+        return Plan(recipe, seed)
 
     def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
         """All control tokens but those that end a text, or stand in a slot; and the recipe's own."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -95,6 +96,7 @@ class SlotEngine:
             allowed = solved.paths.allowed[solved.slot, solved.cell].copy()  # [n, C]
             allowed[~solved.paths.feasible[solved.slot], 1:] = True
             class_of = torch.from_numpy(solved.group.table.class_of).to(logits.device, torch.long)
+            class_of = F.pad(class_of, (0, logits.shape[1] - len(class_of)))  # columns beyond the tokenizer: class 0, never allowed
             keep = torch.from_numpy(allowed).to(logits.device)[:, class_of]
             where = torch.from_numpy(solved.where).to(logits.device)
             if out is logits:
