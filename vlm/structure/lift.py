@@ -18,7 +18,7 @@ from vlm.errors import ConfigError, SchemaError
 from vlm.processor.tokenizer import Tokenizer
 from vlm.structure.automaton import leaf_dfa
 from vlm.structure.dfa import Dfa
-from vlm.structure.schema import Field, StringField
+from vlm.structure.fields import Field, StringField
 
 PAD_NAMES = ("<|pad|>", "<|endoftext|>", "<|eot_id|>", "</s>", "<eos>")
 NULL_NAMES = ("<|null|>",)
@@ -144,26 +144,35 @@ class TokenTable:
 _TABLES: weakref.WeakKeyDictionary[Tokenizer, dict[tuple[object, ...], TokenTable]] = weakref.WeakKeyDictionary()
 
 
-def token_table(field: Field, tokenizer: Tokenizer, symbols: Symbols, budget: int | None = None) -> TokenTable:
-    """The token automaton of a leaf, from memory when it was made before.
+def token_table(field: Field, tokenizer: Tokenizer, symbols: Symbols, budget: int | None = None, *, absent: bool = True) -> TokenTable:
+    """The token automaton of a leaf, from memory when it was made before. `absent`: the cells may say that there is no value.
 
     A maxLength is counted by the automaton where that is cheap; cells of one character each need no counting when
     their number is within it; what remains is cut by the reader.
 
     SchemaError when the vocabulary cannot spell any value.
     """
-    longest = field.max_length if isinstance(field, StringField) else None
-    if tokenizer.char_level:
-        counted = longest is not None and longest <= COUNT_CHARS and budget is not None and budget > longest
-    else:
-        counted = longest is not None and longest <= COUNT_TOKENS
-    dfa = leaf_dfa(field, counted=counted)
-    free = isinstance(field, StringField) and field.pattern is None and field.format is None
-    key = (dfa.table.tobytes(), dfa.accept.tobytes(), free, symbols)
+    dfa = _slot_dfa(field, tokenizer, budget)
+    free = isinstance(field, StringField) and not field.shaped
+    key = (dfa.table.tobytes(), dfa.accept.tobytes(), free, symbols, absent)
     tables = _TABLES.setdefault(tokenizer, {})
     if key not in tables:
-        tables[key] = lift(dfa, tokenizer, symbols, free=free)
+        tables[key] = lift(dfa, tokenizer, symbols, free=free, absent=absent)
     return tables[key]
+
+
+def _slot_dfa(field: Field, tokenizer: Tokenizer, budget: int | None) -> Dfa:
+    """The automaton of a slot over bytes, counting a maxLength where that is needed and cheap."""
+    if not isinstance(field, StringField) or field.max_length is None:
+        return leaf_dfa(field)
+    if tokenizer.char_level:
+        counted = budget is not None and budget > field.max_length and (field.shaped or field.max_length <= COUNT_CHARS)
+    else:
+        counted = field.shaped or field.max_length <= COUNT_TOKENS
+    try:
+        return leaf_dfa(field, counted=counted)
+    except SchemaError:
+        return leaf_dfa(field, counted=False)
 
 
 def slot_tokens(tokenizer: Tokenizer, *, free: bool) -> list[int]:
@@ -185,8 +194,8 @@ def slot_tokens(tokenizer: Tokenizer, *, free: bool) -> list[int]:
     return out
 
 
-def lift(dfa: Dfa, tokenizer: Tokenizer, symbols: Symbols, *, free: bool = False) -> TokenTable:
-    """The token automaton of a byte automaton, trimmed, with the pad and null rules added."""
+def lift(dfa: Dfa, tokenizer: Tokenizer, symbols: Symbols, *, free: bool = False, absent: bool = True) -> TokenTable:
+    """The token automaton of a byte automaton, trimmed, with the pad rule and, if it may be `absent`, the null rule added."""
     tokens = np.array(slot_tokens(tokenizer, free=free), np.int64)
     moves = _token_moves(dfa, [tokenizer.token_bytes(int(index)) for index in tokens])
     size = dfa.size
@@ -196,11 +205,11 @@ def lift(dfa: Dfa, tokenizer: Tokenizer, symbols: Symbols, *, free: bool = False
     full[:size, -2] = np.where(dfa.accept, end, -1)
     full[end, -2] = end
     full[start] = full[0]
-    if symbols.null is not None:
+    if absent and symbols.null is not None:
         full[start, -1] = end
-    else:
+    elif absent:
         full[start, -2] = end  # nothing but pads: null
-    accept = np.concatenate([dfa.accept, [True, symbols.null is None or dfa.accept[0]]])
+    accept = np.concatenate([dfa.accept, [True, (absent and symbols.null is None) or dfa.accept[0]]])
     full, accept = _trim(full, accept, start)
     return _classes(full, accept, tokens, tokenizer.vocab_size, symbols)
 
