@@ -344,7 +344,7 @@ class DiffusionVLM:
         cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
         canvas = Canvas.from_rows([cells] * len(prompts), mask_id=symbols.mask, pad_id=symbols.pad, slot_index=[rows.slot_index] * len(prompts))
         temperature = float(getattr(recipe.proposer, "temperature", 0.0))
-        slots = SlotEngine(scaffold, temperature=temperature, generator=torch.Generator().manual_seed(plan.seed) if temperature else None)
+        slots = SlotEngine(scaffold, temperature=temperature, seed=plan.seed)
         banned = self.engine.banned(plan, scaffold)
         for _ in decode(denoiser, canvas, recipe.with_parts(joint=slots, banned=banned, stop=Never()), seed=plan.seed):
             pass
