@@ -17,12 +17,12 @@ from vision.adapter import VisualBatch
 from vision.reading import Reading, fast_bf16, read_picture
 from vision.tokens import CHAR, ROW_END, THING, VisualTokens
 from vlm.backbone.packed import PackedPrefix, bounds_of
-from vlm.backbone.slots import SlotTable
+from vlm.backbone.slots import SlotTable, join
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser, Prediction
 from vlm.decoding.loop import Recipe
 from vlm.decoding.presets import DEFAULT, preset
-from vlm.errors import OptionError
+from vlm.errors import ContextLengthError, OptionError
 from vlm.families.pocket import PackedMemory, PackedPocket, PocketModel, Prefix, Slots, Words
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt, check_context
@@ -152,7 +152,7 @@ class PocketDenoiser:
     def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable, half: bool, null: int) -> None:
         self.prefix, self.places, self.half, self.null = prefix, places, half, null
         self.null_bias = model.config.null_bias
-        self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
+        self._set(table)
         self.packed = PackedPocket(model)
         self.vocab_size = model.config.backbone.vocab_size
         lengths = prefix.lengths.tolist()
@@ -163,6 +163,17 @@ class PocketDenoiser:
         cache = prefix.cache
         hidden = torch.cat([cache.hidden[row, :n] for row, n in enumerate(lengths)])
         self.behind = PackedMemory(PackedPrefix(flat(cache.keys), flat(cache.values), hidden, bounds_of(lengths)), prefix.memory, prefix.labels, lengths)
+
+    def _set(self, table: SlotTable) -> None:
+        self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
+
+    def lay_out(self, scaffolds: Sequence[Scaffold]) -> None:
+        """From now on the canvases have these scaffolds, one a row; raises ContextLengthError when one is too long."""
+        width, longest = max(map(len, scaffolds)), max(self.behind.lengths)
+        limit = self.packed.model.config.backbone.max_position_embeddings
+        if longest + width > limit:
+            raise ContextLengthError(f"prompt and answer need {longest + width} positions and the model has {limit}", remedy="ask for less at once")
+        self._set(join([SlotTable.of(scaffold) for scaffold in scaffolds], width))
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, cells: Tensor) -> Prediction:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vision.loading import load_image
 from vision.reader import ReaderConfig
 from vision.reading import Reading
@@ -25,9 +23,9 @@ from vlm.errors import ContextLengthError, DecodingError, ImageError, OptionErro
 from vlm.processor.messages import Messages
 from vlm.processor.prompt import Prompt
 from vlm.results import Box, Item, Line, Result, Usage
+from vlm.structure.fill import Filled, fill
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
-from vlm.structure.slot_engine import SlotEngine
 
 Images = Any
 
@@ -125,23 +123,25 @@ class DiffusionVLM:
         _check_words(question, "question")
         return self._ask_all(images, question, max_new_tokens, on_error, decoding)
 
-    def extract(self, images: Images, schema: Any, *, on_error: str | None = None, **decoding: Any) -> Any:
+    def extract(self, images: Images, schema: Any, *, lenient: bool = False, growth: int = 0, on_error: str | None = None, **decoding: Any) -> Any:
         """Fill a JSON schema from each image: valid by construction, with a confidence and a box for every field.
 
         Args:
             images: one or a list.
-            schema: JSON schema of an object (dict or JSON text), a short template, a dataclass or a Pydantic model.
+            schema: JSON schema (dict or JSON text), a short template, a dataclass, TypedDict or Pydantic model.
+            lenient: leave out keywords that cannot be guaranteed; the result's warnings name them as not checked.
+            growth: cells by which texts that fill their slot are given more room, again and again; 0 for none.
             on_error: 'row' turns a bad image into a Result with status 'error' (default for lists); 'raise'.
 
         Raises:
             SchemaError: with the JSON pointer of the culprit.
         """
-        scaffold = compile_scaffold(parse_schema(schema), self.tokenizer, symbols=self.engine.symbols)
+        scaffold = compile_scaffold(parse_schema(schema, lenient=lenient), self.tokenizer, symbols=self.engine.symbols)
         plan = self.engine.plan(decoding)
 
         def run(readings: list[Any]) -> list[Result]:
             prompts = [self._prompt(self.engine.extraction(scaffold), plan) for _ in readings]
-            return self._fill(prompts, [[r] for r in readings], scaffold, plan)
+            return self._fill(prompts, [[r] for r in readings], scaffold, plan, growth=growth)
 
         return self._over(images, run, on_error)
 
@@ -335,26 +335,22 @@ class DiffusionVLM:
         cut = () if end < len(ids) else (f"the answer filled all {end} cells and may be cut off; raise max_new_tokens",)
         return Result(self.tokenizer.decode(kept).strip(), confidence=float(sure.prod()), warnings=cut, usage=usage)
 
-    def _fill(self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan, by_first_cell: bool = False) -> list[Result]:
+    def _fill(
+        self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan, *, growth: int = 0, by_first_cell: bool = False
+    ) -> list[Result]:
         """Fill the slots of a scaffold behind prompts; `by_first_cell`: a slot's box is where its first cell points."""
         start = time.perf_counter()
         denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), plan, scaffold)
-        symbols, recipe = self.engine.symbols, plan.recipe
-        rows = scaffold.to_canvas_rows()
-        cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
-        canvas = Canvas.from_rows([cells] * len(prompts), mask_id=symbols.mask, pad_id=symbols.pad, slot_index=[rows.slot_index] * len(prompts))
-        temperature = float(getattr(recipe.proposer, "temperature", 0.0))
-        slots = SlotEngine(scaffold, temperature=temperature, seed=plan.seed)
-        banned = self.engine.banned(plan, scaffold)
-        for _ in decode(denoiser, canvas, recipe.with_parts(joint=slots, banned=banned, stop=Never()), seed=plan.seed):
-            pass
+        recipe = plan.recipe.with_parts(banned=self.engine.banned(plan, scaffold), stop=Never())
+        filled = fill(denoiser, [scaffold] * len(prompts), recipe, seed=plan.seed, growth=growth)
         ms = (time.perf_counter() - start) * 1000 / len(prompts)
-        return [self._data(canvas, row, scaffold, denoiser, ms, by_first_cell) for row in range(len(prompts))]
+        return [self._data(filled, row, denoiser, ms, by_first_cell) for row in range(len(prompts))]
 
-    def _data(self, canvas: Canvas, row: int, scaffold: Scaffold, denoiser: Denoiser, ms: float, by_first_cell: bool) -> Result:
+    def _data(self, filled: Filled, row: int, denoiser: Denoiser, ms: float, by_first_cell: bool) -> Result:
+        canvas, scaffold = filled.canvas, filled.scaffolds[row]
         every = self.engine.locator(denoiser, canvas, row)
         locate = (lambda cells: every(cells[:1])) if by_first_cell and every is not None else every
-        data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=locate)
+        data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=locate, valid=filled.valid[row])
         status = "forced" if any(f.forced for f in fields.values()) else "ok"
         sure = min((f.confidence for f in fields.values()), default=1.0)
         written = int((canvas.committed_at[row] >= 0).sum())

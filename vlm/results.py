@@ -25,6 +25,8 @@ class FieldInfo:
     Attributes:
         value: as in the data. confidence: 0..1. box: x0, y0, x1, y1 in pixels of the picture, None if it was not read
         off a place. forced: the value was repaired to satisfy the schema. pointer: JSON pointer into the data.
+        p_valid: probability that the model, left alone, would have written any valid value here, as it stood before anything of
+        the value was known; low where the model wanted something else. None where that was not seen.
     """
 
     value: Any
@@ -32,6 +34,7 @@ class FieldInfo:
     box: Box | None = None
     forced: bool = False
     pointer: str = ""
+    p_valid: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from vlm.errors import SchemaError
 from vlm.structure.dfa import Dfa, Nfa, Ranges
+from vlm.structure.dfa_cache import stored
 from vlm.structure.fields import BooleanField, ChoiceField, ConstField, Field, NumberField, StringField, UnionField
 from vlm.structure.jsontext import json_texts
 from vlm.structure.regex import full_dfa, pattern_dfa
@@ -77,16 +78,28 @@ def leaf_dfa(field: Field, *, counted: bool = True) -> Dfa:
 
     A slot holds raw text, but that of a union whose options are not all strings: it holds JSON text.
     """
-    plain = replace(field, pointer="", title="", description="", budget=None, nullable=False)
-    if isinstance(plain, NumberField):
-        plain = replace(plain, at_least=None)
+    plain = unnamed(field)
     if isinstance(plain, StringField) and not counted:
         plain = replace(plain, max_length=None)
     return _leaf_dfa(plain)
 
 
+def unnamed(field: Field) -> Field:
+    """A leaf without what makes no difference to its language."""
+    plain = replace(field, pointer="", title="", description="", budget=None, nullable=False)
+    if isinstance(plain, NumberField):
+        return replace(plain, at_least=None)
+    if isinstance(plain, UnionField):
+        return replace(plain, options=tuple(map(unnamed, plain.options)))
+    return plain
+
+
 @lru_cache(maxsize=1024)
 def _leaf_dfa(field: Field) -> Dfa:
+    return stored(f"leaf {field!r}", lambda: _build(field))
+
+
+def _build(field: Field) -> Dfa:
     if isinstance(field, StringField):
         return _string_dfa(field)
     if isinstance(field, NumberField):

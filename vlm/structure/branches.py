@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +37,9 @@ def selector_texts(branches: Sequence[Branch], schema: Schema, *, factored: bool
     if not factored:
         return "", openings
     every = [text for part in openings for text in part]
-    common = os.path.commonprefix(every) if len(every) > 1 else ""
+    common = every[0]
+    for text in every[1:]:
+        common = common[: _shared(common, text)]
     if any(text == common for text in every):
         return "", openings
     return common, [tuple(text[len(common) :] for text in part) for part in openings]
@@ -75,9 +76,14 @@ def _literal(field: Field) -> tuple[str, bool]:
     return "", False
 
 
+def _shared(a: str, b: str) -> int:
+    """Characters that two texts begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def _cut(text: str, others: Sequence[str]) -> str:
     """The beginning of a text that no other shares, to the end of the word there; all of it where another goes on from it."""
-    shared = max((len(os.path.commonprefix([text, other])) for other in others), default=0)
+    shared = max((_shared(text, other) for other in others), default=0)
     if shared >= len(text):
         return text
     end = shared + 1

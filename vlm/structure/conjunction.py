@@ -65,9 +65,8 @@ def normalise(node: Mapping[str, Any], pointer: str) -> dict[str, Any]:
     """A schema object without combinators and references in one form; SchemaError for keywords of the wrong shape."""
     out = {str(key): value for key, value in node.items()}
     for bound, strict in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
-        if isinstance(out.get(strict), bool):  # draft 4
-            if out.pop(strict) and bound in out:
-                out[strict] = out.pop(bound)
+        if isinstance(out.get(strict), bool) and out.pop(strict) and bound in out:  # draft 4
+            out[strict] = out.pop(bound)
     if isinstance(out.get("items"), list):  # before 2020-12
         out["prefixItems"] = out.pop("items")
         out["items"] = out.pop("additionalItems", True)

@@ -116,7 +116,8 @@ def _number(node: Mapping[str, Any], kind: str, pointer: str, shared: dict[str, 
     for form in several(node, "format"):
         span = NUMBER_FORMATS.get(form)
         if span is not None:
-            low, high = max(low, Decimal(span[0])) if low is not None else Decimal(span[0]), min(high, Decimal(span[1])) if high is not None else Decimal(span[1])
+            least, most = map(Decimal, span)
+            low, high = least if low is None else max(low, least), most if high is None else min(high, most)
         elif form not in NUMBER_FORMATS and form not in FORMATS:
             if leave_out is None:
                 raise SchemaError(f"unsupported format {form!r}", pointer=f"{pointer}/format", remedy=f"Known formats: {', '.join(NUMBER_FORMATS)}")

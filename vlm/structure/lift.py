@@ -8,13 +8,14 @@ handful of classes instead of the vocabulary.
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlm.errors import SchemaError
 from vlm.processor.tokenizer import Tokenizer
-from vlm.structure.automaton import leaf_dfa
+from vlm.structure.automaton import leaf_dfa, unnamed
 from vlm.structure.dfa import Dfa
 from vlm.structure.fields import Field, StringField
 from vlm.structure.table import Symbols, TokenTable
@@ -37,32 +38,39 @@ def token_table(field: Field, tokenizer: Tokenizer, symbols: Symbols, budget: in
 
     SchemaError when the vocabulary cannot spell any value.
     """
-    dfa = _slot_dfa(field, tokenizer, budget)
-    free = isinstance(field, StringField) and not field.shaped
-    key = (dfa.table.tobytes(), dfa.accept.tobytes(), free, symbols, absent)
+    language, counted = _slot_language(field, tokenizer, budget)
+    key = (repr(language), counted, symbols, absent)
     tables = _TABLES.setdefault(tokenizer, {})
     if key not in tables:
         cache = TableCache.of(tokenizer)
         found = cache.load(key, symbols)
         if found is None:
-            found = lift(dfa, tokenizer, symbols, free=free, absent=absent)
+            free = isinstance(field, StringField) and not field.shaped
+            found = lift(_slot_dfa(language, counted), tokenizer, symbols, free=free, absent=absent)
             cache.save(key, found)
         tables[key] = found
     return tables[key]
 
 
-def _slot_dfa(field: Field, tokenizer: Tokenizer, budget: int | None) -> Dfa:
-    """The automaton of a slot over bytes, counting a maxLength where that is needed and cheap."""
-    if not isinstance(field, StringField) or field.max_length is None:
-        return leaf_dfa(field)
+def _slot_language(field: Field, tokenizer: Tokenizer, budget: int | None) -> tuple[Field, bool]:
+    """(what matters of a field to a slot, whether the automaton counts its maxLength)."""
+    plain = unnamed(field)
+    if not isinstance(plain, StringField) or plain.max_length is None:
+        return plain, True
     if tokenizer.char_level:
-        counted = budget is not None and budget > field.max_length and (field.shaped or field.max_length <= COUNT_CHARS)
+        counted = budget is not None and budget > plain.max_length and (plain.shaped or plain.max_length <= COUNT_CHARS)
     else:
-        counted = field.shaped or field.max_length <= COUNT_TOKENS
+        counted = plain.shaped or plain.max_length <= COUNT_TOKENS
+    return (plain if counted else replace(plain, max_length=None)), counted
+
+
+def _slot_dfa(language: Field, counted: bool) -> Dfa:
     try:
-        return leaf_dfa(field, counted=counted)
+        return leaf_dfa(language)
     except SchemaError:
-        return leaf_dfa(field, counted=False)
+        if not counted:
+            raise
+        return leaf_dfa(language, counted=False)
 
 
 def slot_tokens(tokenizer: Tokenizer, *, free: bool) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,11 +36,11 @@ class SlotReading:
 
 
 def read_scaffold(
-    scaffold: Scaffold, ids: Sequence[int], confidence: Sequence[float] | None, locate: Locate | None
+    scaffold: Scaffold, ids: Sequence[int], confidence: Sequence[float] | None, locate: Locate | None, valid: Mapping[str, float]
 ) -> tuple[Any, dict[str, FieldInfo]]:
     """See `Scaffold.read`."""
     sure = [1.0] * len(scaffold.ids) if confidence is None else [float(c) for c in confidence]
-    reader = _Reader(scaffold, [read_slot(slot, ids, sure) for slot in scaffold.slots], locate)
+    reader = _Reader(scaffold, [read_slot(slot, ids, sure) for slot in scaffold.slots], locate, valid)
     return reader.assemble(scaffold.root, "", True, 1.0), reader.fields
 
 
@@ -80,8 +80,8 @@ def _cut(field: Field, text: str) -> tuple[str, bool]:
 class _Reader:
     """Puts slot readings together; collects `fields` by pointer on the way. `sure` is what the selectors above are worth."""
 
-    def __init__(self, scaffold: Scaffold, readings: list[SlotReading], locate: Locate | None) -> None:
-        self.scaffold, self.readings, self.locate = scaffold, readings, locate
+    def __init__(self, scaffold: Scaffold, readings: list[SlotReading], locate: Locate | None, valid: Mapping[str, float]) -> None:
+        self.scaffold, self.readings, self.locate, self.valid = scaffold, readings, locate, valid
         self.fields: dict[str, FieldInfo] = {}
         self.minimal = Minimal(scaffold.schema)
 
@@ -202,7 +202,8 @@ class _Reader:
                 value = result = minimal(node.field)
                 sure, forced = 0.0, True
         box = self.locate(reading.cells) if self.locate is not None and reading.cells else None
-        self.fields[pointer] = FieldInfo(value=value, confidence=sure, box=box, forced=forced, pointer=pointer)
+        likely = self.valid.get(self.scaffold.slots[node.slot].pointer)
+        self.fields[pointer] = FieldInfo(value=value, confidence=sure, box=box, forced=forced, pointer=pointer, p_valid=likely)
         return result
 
     def _ordered(self, node: Node) -> SlotReading:

@@ -1,7 +1,7 @@
 """From logits over the vocabulary to scores over the classes of an automaton: the largest and the log-sum of each class.
 
-Large classes (the letters of free text are most of a vocabulary) are reduced over whole rows with the other tokens blanked;
-the tokens of small classes are gathered side by side.
+The tokens of a class are gathered side by side; what follows are reductions of neighbouring runs. On an accelerator these are
+two scatters, on the CPU numpy's `reduceat`, which is several times faster there than torch's scatter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vlm.structure.table import TokenTable
 
-LARGE = 2048  # tokens from which a class is reduced over whole rows
 FLOOR = -1e9  # log-weight of what the model, or a ban, excludes: taken only when the schema leaves no other
 
 
@@ -25,89 +24,64 @@ class Reducer:
     """The index tensors of one table on one device.
 
     Attributes:
-        large: (class, the tokens outside it) of large classes.
-        tokens, label: [M] tokens of small classes sorted by class, and their class; classes, first: the small classes that
-            have tokens, and where each begins. class_of: [V] int32.
+        tokens: [M] tokens of classes other than 0, sorted by class. labels: [K] the classes that have tokens.
+        first: [K + 1] where each begins, and M. run: [M] place of each token's class among `labels`.
     """
 
-    table: TokenTable
-    large: list[tuple[int, Tensor]]
+    classes: int
     tokens: Tensor
-    label: Tensor
-    classes: Tensor
+    labels: NDArray[np.int64]
     first: NDArray[np.int64]
-    class_of: Tensor
+    run: Tensor
 
     @classmethod
     def of(cls, table: TokenTable, device: torch.device) -> Reducer:
-        """From memory where it was made before and is still in use."""
+        """From memory where it was made before."""
         found = table.reducers.get(str(device))
         if found is not None:
             return found
-        counts = np.bincount(table.class_of, minlength=table.classes)
-        big = [c for c in range(1, table.classes) if counts[c] >= LARGE]
         order = np.argsort(table.class_of, kind="stable")
-        order = order[(table.class_of[order] > 0) & ~np.isin(table.class_of[order], big)]
-        label = table.class_of[order].astype(np.int64)
-        classes, first = np.unique(label, return_index=True)
-
-        def put(values: NDArray[Any]) -> Tensor:
-            return torch.from_numpy(values).to(device)
-
-        made = cls(table, [(c, put(np.flatnonzero(table.class_of != c))) for c in big], put(order), put(label), put(classes), first, put(table.class_of))
+        order = order[table.class_of[order] > 0]
+        labels, first, run = np.unique(table.class_of[order].astype(np.int64), return_index=True, return_inverse=True)
+        tokens = torch.from_numpy(order).to(device)
+        made = cls(table.classes, tokens, labels, np.append(first, len(order)), torch.from_numpy(run.reshape(-1)).to(device))
         table.reducers[str(device)] = made
         return made
 
-    def reduce(self, logits: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(largest, log-sum) [n, C] of logits [n, >= V] by class, divided by the temperature first; class 0 is left at the floor."""
-        rows = logits[:, : len(self.class_of)].float()
-        if temperature != 1.0:
-            rows = rows / temperature
-        top = torch.full((len(rows), self.table.classes), -torch.inf, device=rows.device)
-        total = top.clone()
-        for label, others in self.large:
-            part = rows.index_fill(1, others, -torch.inf)
-            top[:, label], total[:, label] = part.amax(dim=1), part.logsumexp(dim=1)
-        if len(self.tokens):
-            values = rows[:, self.tokens]
-            found = self._segments(values) if rows.device.type == "cpu" else self._scattered(values)
-            top[:, self.classes], total[:, self.classes] = found
+    def gather(self, logits: Tensor, where: Tensor) -> Tensor:
+        """[n, M] rows `where` [n] of logits [N, >= V] by class, finite."""
+        first, count = int(where[0]), len(where)
+        rows = logits[first : first + count] if int(where[-1]) == first + count - 1 and bool((where.diff() == 1).all()) else logits[where]
+        return rows.index_select(1, self.tokens).float().nan_to_num_(nan=FLOOR, neginf=FLOOR, posinf=-FLOOR)
+
+    def reduce(self, values: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(largest, log-sum) [n, C] of gathered values [n, M]; classes without tokens are left at the floor."""
+        top = np.full((len(values), self.classes), FLOOR)
+        total = top.copy()
+        found = self._runs(values.numpy()) if values.device.type == "cpu" else self._scattered(values)
+        top[:, self.labels], total[:, self.labels] = found
         return top, total
 
-    def _segments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Small classes on the CPU: runs of neighbours."""
-        array = np.nan_to_num(values.numpy(), nan=FLOOR, neginf=FLOOR, posinf=-FLOOR)
-        top = np.maximum.reduceat(array, self.first, axis=1)
-        lengths = np.diff(np.append(self.first, array.shape[1]))
-        sums = np.add.reduceat(np.exp(array - np.repeat(top, lengths, axis=1)), self.first, axis=1)
-        return torch.from_numpy(top), torch.from_numpy(np.log(sums) + top)
+    def _runs(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        begins = self.first[:-1]
+        top = np.maximum.reduceat(values, begins, axis=1)
+        shifted = values - np.repeat(top, np.diff(self.first), axis=1)
+        return top, np.log(np.add.reduceat(np.exp(shifted, out=shifted), begins, axis=1)) + top
 
-    def _scattered(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Small classes on an accelerator: one scatter for the largest, one for the sums."""
-        values = values.nan_to_num(nan=FLOOR, neginf=FLOOR, posinf=-FLOOR)
-        index = torch.searchsorted(self.classes, self.label).expand_as(values)
-        empty = torch.full((len(values), len(self.classes)), -torch.inf, device=values.device)
+    def _scattered(self, values: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+        index = self.run.expand_as(values)
+        empty = torch.full((len(values), len(self.labels)), -torch.inf, device=values.device)
         top = empty.scatter_reduce(1, index, values, "amax")
         sums = torch.zeros_like(top).scatter_add_(1, index, (values - top.gather(1, index)).exp())
-        return top, sums.log() + top
+        return top.cpu().numpy(), (sums.log() + top).cpu().numpy()
 
-    def pick(self, logits: Tensor, label: NDArray[np.int64], *, noise: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """[n] the likeliest token of a class [n] in each row, or with Gumbel `noise` [n, V] a draw at the temperature."""
-        rows = logits[:, : len(self.class_of)].float()
-        if noise is not None:
-            rows = rows / temperature + noise
-        out = torch.empty(len(rows), dtype=torch.long, device=rows.device)
-        large = dict(self.large)
-        small = self.classes.tolist()
-        ends = np.append(self.first, len(self.label))
-        for number in np.unique(label).tolist():
-            where = torch.from_numpy(np.flatnonzero(label == number)).to(rows.device)
-            if number in large:
-                out[where] = rows[where].nan_to_num(nan=FLOOR, neginf=FLOOR).index_fill(1, large[number], -torch.inf).argmax(dim=1)
-            elif number in small:
-                at = small.index(number)
-                members = self.tokens[int(self.first[at]) : int(ends[at + 1])]
-                out[where] = members[rows[where.unsqueeze(1), members].nan_to_num(nan=FLOOR, neginf=FLOOR).argmax(dim=1)]
-            else:
-                out[where] = 0
-        return out
+    def pick(self, values: Tensor, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """([n] likeliest token, [n] where it lies among the M) of a class [n] in each row of gathered values."""
+        place = torch.zeros(len(values), dtype=torch.long, device=values.device)
+        for at, label in enumerate(self.labels.tolist()):
+            where = np.flatnonzero(chosen == label)
+            if len(where):
+                begin, end = int(self.first[at]), int(self.first[at + 1])
+                rows = torch.from_numpy(where).to(values.device)
+                place[rows] = begin if end == begin + 1 else values[rows, begin:end].argmax(dim=1) + begin
+        return self.tokens[place], place

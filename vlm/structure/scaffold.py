@@ -235,6 +235,7 @@ class Scaffold:
         confidence: Sequence[float] | None = None,
         *,
         locate: Callable[[list[int]], tuple[float, float, float, float] | None] | None = None,
+        valid: Mapping[str, float] | None = None,
     ) -> tuple[Any, dict[str, FieldInfo]]:
         """The data of a finished canvas row, and what is known of each leaf by its pointer in the data.
 
@@ -242,6 +243,7 @@ class Scaffold:
             ids: [L] the row; cells that are still masked count as never decided.
             confidence: [L] probability of each cell when it was committed; 1 where not given.
             locate: box (x0, y0, x1, y1 px) of the page region that the given cells were copied from.
+            valid: `FieldInfo.p_valid` by slot pointer.
 
         The data always satisfies the schema. The confidence of a leaf is the product over the cells that decided it:
         those of its value and the pad that ends it, or the null token; and those of the selectors it lies behind. That
@@ -251,7 +253,7 @@ class Scaffold:
         """
         from vlm.structure.reading import read_scaffold
 
-        return read_scaffold(self, ids, confidence, locate)
+        return read_scaffold(self, ids, confidence, locate, valid or {})
 
     def warnings(self, data: Any) -> tuple[str, ...]:
         """What a reader of the data should know: arrays that filled every place they were given, keywords left out."""

@@ -117,7 +117,7 @@ def _entries(
     compiler: Compiler, named: Mapping[str, At], shaped: Mapping[str, At], extra: At, keys: Field | None, *, bare: bool, needed: bool, pointer: str
 ) -> list[Entry]:
     """Groups of properties with free names, their languages apart from each other and from the declared names."""
-    groups = [((pattern,), tuple(p for p in shaped if p != pattern), at) for pattern, at in shaped.items()]
+    groups: list[tuple[tuple[str, ...], tuple[str, ...], At]] = [((pattern,), tuple(p for p in shaped if p != pattern), at) for pattern, at in shaped.items()]
     if extra.schema is not False and (bare or needed):
         groups.append(((), tuple(shaped), extra))
     out = []

@@ -9,7 +9,7 @@ matters is remembered between calls; committed cells are read from the canvas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm.errors import DecodingError, OptionError
-from vlm.structure.reduction import FLOOR, Reducer
+from vlm.structure.reduction import Reducer
 from vlm.structure.scaffold import Scaffold
 from vlm.structure.table import TokenTable
 from vlm.structure.trellis import Paths, posterior, solve
@@ -47,6 +47,7 @@ class _Solved:
 
     Attributes:
         where: [n] indices of the group's cells among the rows of the logits; slot, cell: [n] their place in the group.
+        reducer, values: the logits of the cells by class, [n, M]; shaken: [n, M] the same, perturbed for a draw.
         sums: [n, C] log-sum of the logits of each class. scores: [S, T, C] the same in place, committed cells fixed.
         paths: over the group's unfinished slots.
     """
@@ -55,6 +56,9 @@ class _Solved:
     where: NDArray[np.int64]
     slot: NDArray[np.int64]
     cell: NDArray[np.int64]
+    reducer: Reducer
+    values: Tensor
+    shaken: Tensor | None
     sums: NDArray[np.float64]
     scores: NDArray[np.float64]
     paths: Paths
@@ -77,8 +81,9 @@ class SlotEngine:
     """
 
     def __init__(
-        self, scaffolds: Scaffold | Sequence[Scaffold], offsets: int | Sequence[int] = 0, *, temperature: float = 0.0, seed: int | Sequence[int] = 0, score: str = "local"
-    ) -> None:
+        self, scaffolds: Scaffold | Sequence[Scaffold], offsets: int | Sequence[int] = 0, *,
+        temperature: float = 0.0, seed: int | Sequence[int] = 0, score: str = "local",
+    ) -> None:  # fmt: skip
         if score not in SCORES:
             raise OptionError(f"unknown score {score!r}", remedy=f"use one of {', '.join(SCORES)}")
         self.scaffolds, self.offsets = scaffolds, offsets
@@ -121,19 +126,20 @@ class SlotEngine:
         """
         self._prepare(*cells.shape)
         noise = self._gumbel(cells, logits) if self.temperature > 0 else None
-        solved_groups = self._solve(canvas, cells, logits, noise)
-        if not solved_groups:
-            return None
         outside = torch.ones(logits.shape[0], dtype=torch.bool)
         ids = torch.empty(logits.shape[0], dtype=torch.long, device=logits.device)
         score = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
-        for solved in solved_groups:
-            token, chance = self._read_off(solved, logits, noise)
+        governed = False
+        for solved in self._solve(canvas, cells, logits, noise):
+            governed = True
+            token, chance = self._read_off(solved)
             where = torch.from_numpy(solved.where)
             outside[where] = False
             ids[where.to(ids.device)] = token
             score[where.to(ids.device)] = chance
             self._note_valid(canvas, solved, logits)
+        if not governed:
+            return None
         if bool(outside.any()):
             rest = outside.to(logits.device)
             score[rest], ids[rest] = logits[rest].float().softmax(dim=-1).max(dim=-1)
@@ -145,7 +151,7 @@ class SlotEngine:
         parts = [torch.rand((n, logits.shape[1]), dtype=torch.float64, generator=g) for n, g in zip(counts, self._generators, strict=True) if n]
         return -torch.log(-torch.log(torch.cat(parts).clamp(1e-300, 1 - 2**-53))).to(logits.device)
 
-    def _read_off(self, solved: _Solved, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _read_off(self, solved: _Solved) -> tuple[Tensor, Tensor]:
         """Tokens and scores of a group's cells from its paths."""
         chosen = solved.paths.path[solved.slot, solved.cell]
         allowed = solved.paths.allowed[solved.slot, solved.cell].copy()
@@ -153,13 +159,8 @@ class SlotEngine:
         if broken.any():  # no completion: each cell for itself, among value tokens; the reader repairs
             allowed[broken, 1:] = True
             chosen = np.where(broken, np.where(allowed, solved.sums, -np.inf).argmax(axis=1), chosen)
-        where = torch.from_numpy(solved.where).to(logits.device)
-        reducer = Reducer.of(solved.group.table, logits.device)
-        mine = logits[where]
-        shaken = None if noise is None else noise[where][:, : len(reducer.class_of)]
-        token = reducer.pick(mine, chosen, noise=shaken, temperature=self.temperature or 1.0)
-        own = mine.gather(1, token.unsqueeze(1)).squeeze(1).double().cpu().numpy()
-        own = np.nan_to_num(own, nan=FLOOR, neginf=FLOOR)
+        token, place = solved.reducer.pick(solved.values if solved.shaken is None else solved.shaken, chosen)
+        own = solved.values.gather(1, place.unsqueeze(1)).squeeze(1).double().cpu().numpy()
         if self.score == "posterior" and not broken.any():
             law = posterior(solved.group.table, solved.scores).classes[solved.slot, solved.cell]
             count = np.arange(len(chosen))
@@ -169,7 +170,7 @@ class SlotEngine:
             top = sums.max(axis=1)
             total = top + np.log(np.exp(sums - top[:, None]).sum(axis=1))
             chance = np.exp(np.clip(own - total, -700.0, 0.0))
-        return token, torch.from_numpy(np.clip(chance, 0.0, 1.0)).to(logits.device, torch.float32)
+        return token, torch.from_numpy(np.clip(chance, 0.0, 1.0)).to(token.device, torch.float32)
 
     def _note_valid(self, canvas: Canvas, solved: _Solved, logits: Tensor) -> None:
         """Note how probable valid values are in slots that are looked at as a whole for the first time."""
@@ -188,8 +189,8 @@ class SlotEngine:
         for s, log in zip(fresh, total - whole[fresh], strict=True):
             self.valid[group.rows[s]][group.pointers[s]] = float(np.exp(min(log, 0.0)))
 
-    def _solve(self, canvas: Canvas, cells: Tensor, logits: Tensor, noise: Tensor | None) -> list[_Solved]:
-        """Trellis of every group that has cells among `cells`."""
+    def _solve(self, canvas: Canvas, cells: Tensor, logits: Tensor, noise: Tensor | None) -> Iterator[_Solved]:
+        """Trellis of every group that has cells among `cells`, one after the other: gathered logits are large."""
         self._prepare(*cells.shape)
         wanted = cells.cpu().numpy()
         masked = canvas.masked.cpu().numpy()
@@ -197,15 +198,13 @@ class SlotEngine:
         row_of = np.full(wanted.shape, -1, np.int64)  # which row of the logits a cell has
         row_of[wanted] = np.arange(int(wanted.sum()))
         uniform = None if noise is None else self._uniform(wanted.shape)
-        out = []
         for group in self._groups:
             rows = row_of[group.rows[:, None], group.columns]
             active = (rows >= 0).any(axis=1)
             if active.any():
-                names = [name for name, on in zip(group.pointers, active, strict=True) if on]
+                names = [name for name, on in zip(group.pointers, active.tolist(), strict=True) if on]
                 part = _Group(group.table, group.rows[active], group.columns[active], names)
-                out.append(self._solve_group(part, rows[active], masked, ids, logits, uniform))
-        return out
+                yield self._solve_group(part, rows[active], masked, ids, logits, noise, uniform)
 
     def _uniform(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """[B, L] numbers of each row's own generator; a row draws as many as its scaffold has cells."""
@@ -216,15 +215,19 @@ class SlotEngine:
         return out
 
     def _solve_group(
-        self, group: _Group, rows: NDArray[np.int64], masked: NDArray[np.bool_], ids: NDArray[np.int64], logits: Tensor, uniform: NDArray[np.float64] | None
-    ) -> _Solved:
+        self, group: _Group, rows: NDArray[np.int64], masked: NDArray[np.bool_], ids: NDArray[np.int64], logits: Tensor,
+        noise: Tensor | None, uniform: NDArray[np.float64] | None,
+    ) -> _Solved:  # fmt: skip
         slot, cell = np.nonzero(rows >= 0)
         where = rows[slot, cell]
         reducer = Reducer.of(group.table, logits.device)
-        mine = logits[torch.from_numpy(where).to(logits.device)]
-        top, total = reducer.reduce(mine)
-        sums = _finite(total)
-        weight = _finite(top) if uniform is None else sums if self.temperature == 1.0 else _finite(reducer.reduce(mine, temperature=self.temperature)[1])
+        index = torch.from_numpy(where).to(logits.device)
+        values, shaken = reducer.gather(logits, index), None
+        weight, sums = reducer.reduce(values)
+        if noise is not None:
+            heated = values / self.temperature
+            weight = sums if self.temperature == 1.0 else reducer.reduce(heated)[1]
+            shaken = heated.add_(noise[index][:, reducer.tokens])
         shape = (*rows.shape, group.table.classes)
         fixed = ~masked[group.rows[:, None], group.columns]
         own = group.table.class_of[np.where(fixed, ids[group.rows[:, None], group.columns], 0)]  # a mask id may lie beyond the tokenizer
@@ -236,7 +239,7 @@ class SlotEngine:
             return scores
 
         drawn = None if uniform is None else uniform[group.rows[:, None], group.columns]
-        return _Solved(group, where, slot, cell, sums, placed(sums), solve(group.table, placed(weight), drawn))
+        return _Solved(group, where, slot, cell, reducer, values, shaken, sums, placed(sums), solve(group.table, placed(weight), drawn))
 
     def _prepare(self, batch: int, length: int) -> None:
         """Collect the slots of the batch into groups, once per batch size."""
@@ -265,7 +268,3 @@ class SlotEngine:
         self._generators = [torch.Generator().manual_seed(s * 1_000_003 + 29) for s in seeds]
         self._batch = batch
 
-
-def _finite(values: Tensor) -> NDArray[np.float64]:
-    """As numbers that can be added up: a ban becomes the floor, so that it yields where the schema leaves no other."""
-    return np.clip(np.nan_to_num(values.double().cpu().numpy(), nan=FLOOR), FLOOR, -FLOOR)
