@@ -155,6 +155,8 @@ class PocketDenoiser:
         self._set(table)
         self.packed = PackedPocket(model)
         self.vocab_size = model.config.backbone.vocab_size
+        #: Where the first cells of slots point, (row, column) -> [(entry, probability)]; kept where this is no None.
+        self.pointed: dict[tuple[int, int], list[tuple[int, float]]] | None = None
         lengths = prefix.lengths.tolist()
 
         def flat(layers: list[Tensor]) -> list[Tensor]:
@@ -184,11 +186,22 @@ class PocketDenoiser:
         slots = Slots(canvas.slot_index[kept], self._slot.expand_as(kept)[kept], self._keys, self._kind, self._item)
         with torch.autocast(canvas.ids.device.type, torch.bfloat16, enabled=self.half):
             found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
-        weight, source = torch.softmax(found.scores, dim=-1).max(dim=-1)
+        chances = torch.softmax(found.scores, dim=-1)
+        weight, source = chances.max(dim=-1)
+        if self.pointed is not None:
+            self._note(chances, canvas, cells)
         nowhere = source == found.scores.shape[-1] - 1
         if self.null_bias:
             found.logits[:, self.null] += self.null_bias
         return Prediction(found.logits, torch.where(nowhere, -1, source), weight)
+
+
+    def _note(self, chances: Tensor, canvas: Canvas, cells: Tensor) -> None:
+        assert self.pointed is not None
+        for n, (row, column) in enumerate(cells.nonzero().tolist()):
+            if canvas.slot_index[row, column] == 1:
+                top = chances[n, :-1].topk(min(32, chances.shape[1] - 1))
+                self.pointed[row, column] = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
 def spare_pads(canvas: Canvas) -> Tensor:
@@ -260,6 +273,12 @@ class PocketEngine:
         """Union of what the copy head pointed at."""
         places, source = denoiser.places[row], canvas.source[row].tolist()
         return lambda cells: places.union([source[c] for c in cells])
+
+    def pointed(self, denoiser: PocketDenoiser, row: int, cell: int) -> list[tuple[Box, float]]:
+        """What the first cell of a slot may point at, by probability; nothing unless the denoiser was told to remember."""
+        found = (denoiser.pointed or {}).get((row, cell), [])
+        boxes = [(denoiser.places[row].union([entry]), chance) for entry, chance in found]
+        return [(box, chance) for box, chance in boxes if box is not None]
 
     def info(self) -> dict[str, Any]:
         """Name, sizes and limits of the model."""

@@ -200,9 +200,9 @@ class SlotEngine:
         uniform = None if noise is None else self._uniform(wanted.shape)
         for group in self._groups:
             rows = row_of[group.rows[:, None], group.columns]
-            active = (rows >= 0).any(axis=1)
+            active: NDArray[np.bool_] = (rows >= 0).any(axis=1)
             if active.any():
-                names = [name for name, on in zip(group.pointers, active.tolist(), strict=True) if on]
+                names = [group.pointers[i] for i in np.flatnonzero(active).tolist()]
                 part = _Group(group.table, group.rows[active], group.columns[active], names)
                 yield self._solve_group(part, rows[active], masked, ids, logits, noise, uniform)
 
