@@ -105,6 +105,7 @@ def inspect_shards(
         raise CheckpointError(f"there is no family {family!r}", source=source, remedy=f"known: {', '.join(sorted(families()))}")
     kind = families()[family] if family else find_family(data, source)
     _refuse_absurd(data, source)
+    shards = shards if kind.gather is None else kind.gather(shards)
     layout = layout_of(shards)
     try:
         config = kind.configure(Settings(data, source))
@@ -160,6 +161,11 @@ def load(
     found = inspect(path, family=family, vocab_rows=vocab_rows, head_rows=head_rows, overrides=overrides)
     generation = read_json(Path(path) / "generation_config.json", required=False)
     check(found.diff, found.shards, found.family.name)
+    if found.family.open is not None:
+        if device_map is not None:
+            raise OptionError(f"{found.family.name} is not spread by a device_map", remedy="give a device")
+        opened = found.family.open(Path(path), found.config, dtype, torch.device(device or "cpu"))
+        return Loaded(found.family, found.config, opened.eval(), Path(path), found.diff, generation)
     model = on_meta(lambda: found.family.build(found.config))
     _check_cover(found, model.state_dict())
     _check_lacking(found)
