@@ -23,9 +23,9 @@ from vlm.families.family import Family, Picture
 from vlm.processor.messages import Messages
 from vlm.processor.prompt import Prompt, PromptLayout, check_context
 from vlm.processor.tokenizer import Tokenizer
+from vlm.structure.fields import ChoiceField
 from vlm.structure.lift import Symbols
 from vlm.structure.scaffold import Scaffold
-from vlm.structure.schema import ChoiceField
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,13 +49,15 @@ class PublishedEngine:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None
-    ) -> PublishedEngine:
+        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None,
+        **placement: Any,
+    ) -> PublishedEngine:  # fmt: skip
         """Load a checkpoint.
 
         Args:
             path: a folder, or the id of a Hub repository. device, dtype: None is the CPU, and the stored dtype.
             variant: one of the family's; None reads it off the end of the name. tower: folder of the base vision tower.
+            placement: ``device_map``, ``max_memory``, ``offload_folder`` of :func:`vlm.checkpoints.placement.place`.
 
         Raises:
             CheckpointError, OptionError.
@@ -63,15 +65,16 @@ class PublishedEngine:
         if dtype is not None and dtype not in DTYPES:
             raise OptionError(f"dtype {dtype!r} is not supported", remedy=f"use one of {', '.join(DTYPES)}")
         try:
-            where = torch.device(device or "cpu")
+            where = None if device is None else torch.device(device)
         except RuntimeError as error:
             raise OptionError(f"there is no device {device!r}", remedy="use 'cpu' or 'cuda'") from error
         folder = find_folder(path)
         overrides = variant_overrides(folder, str(path), variant)
         if tower is not None:
             overrides["mm_vision_tower"] = str(find_folder(tower, "the base vision tower").resolve())
-        loaded = load(folder, dtype=DTYPES[dtype] if dtype else None, device=where, overrides=overrides)
-        return engine_of(loaded, Tokenizer.from_file(folder))
+        tokenizer = Tokenizer.from_file(folder)  # first: a damaged one is found before gigabytes are read
+        loaded = load(folder, dtype=DTYPES[dtype] if dtype else None, device=where, overrides=overrides, **placement)
+        return engine_of(loaded, tokenizer)
 
     def plan(self, decoding: Mapping[str, Any]) -> Plan:
         """A preset of the family or of the library; besides its options ``prefix_cache`` and ``guidance`` count."""
