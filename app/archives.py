@@ -74,7 +74,7 @@ def _tar(path: str, passed_over: list[str]) -> Iterator[Member]:
         for info in archive:
             if info.isfile():
                 yield from _member(path, info.name, info.size, lambda info=info: archive.extractfile(info), passed_over)  # type: ignore[misc]
-            archive.members = []  # of a large archive, not every header is kept
+            archive.members = []  # type: ignore[attr-defined]  # of a large archive, not every header is kept
 
 
 def _member(path: str, name: str, size: int, opened: Any, passed_over: list[str]) -> Iterator[Member]:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -36,8 +36,8 @@ class Decoder:
         timeout: seconds a request may take.
     """
 
-    _idle: list[subprocess.Popen[bytes]] = []
-    _lock = threading.Lock()
+    _idle: ClassVar[list[subprocess.Popen[bytes]]] = []
+    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout

@@ -108,6 +108,8 @@ class Pages:
     ) -> None:  # fmt: skip
         self.options, self.ids, self.has_row, self.mine = options, ids, has_row, mine
         self.passed_over: list[str] = []
+        self.extra = 0  # pages that are known of beyond one for each file
+        self.halted = False  # set from anywhere, a signal handler too: no further page comes
         self._files = iter(files)
         self._change = threading.Condition()
         self._lanes: deque[_Lane] = deque()
@@ -154,7 +156,7 @@ class Pages:
 
     def _next(self) -> tuple[Page, int] | None:
         """The page at the head; None at the end."""
-        while True:
+        while not self.halted:
             if self._lanes:
                 lane = self._lanes[0]
                 if lane.pages:
@@ -165,9 +167,8 @@ class Pages:
                     continue
             elif not self._working:
                 return None
-            if self._stopped:
-                return None
-            self._change.wait()
+            self._change.wait(0.2)  # a signal handler cannot notify
+        return None
 
     def _work(self) -> None:
         """One decoding thread."""
@@ -265,6 +266,7 @@ class Pages:
             if "end" in document:
                 self.passed_over += document["end"]
                 return
+            self.extra += number > 0
             self._document(lane, document, decoder, lambda number=number: decoder.open(src, given.path, number, self.options.opening))  # type: ignore[misc]
             number += 1
 
@@ -281,6 +283,7 @@ class Pages:
             if self.mine(name):
                 self._put(lane, Page(name, source, None, n_pages, done=self.has_row(name, source), skipped=why))
             return
+        self.extra += len(wanted) - 1
         for page in wanted:
             name = self.ids(of, page)
             if self._stopped or not self.mine(name):

@@ -5,6 +5,7 @@ A document is opened once and its pages are decoded one at a time, on demand. Wh
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -101,10 +102,8 @@ class PdfDocument(_Closing):
                 what = "is protected by another password" if password else "is protected by a password"
                 raise ImageFormatError(what, source=source, remedy="give the password, or a copy without one") from error
             raise ImageTruncatedError(f"is damaged, or no PDF ({error})", source=source, remedy="fetch or copy it again") from error
-        try:
+        with contextlib.suppress(pypdfium2.PdfiumError):  # the pages themselves can still be drawn
             self._pdf.init_forms()  # so that what was filled into forms is drawn
-        except pypdfium2.PdfiumError:
-            pass  # the page itself can still be drawn
 
     def page(self, index: int) -> LoadedImage:
         """Draw page `index`, at a lower resolution where `max_pixels` asks for it."""

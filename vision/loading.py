@@ -124,7 +124,7 @@ def open_picture(stream: IO[bytes], source: str) -> Image.Image:
     for magic, what, remedy in _MAGIC:
         if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(magic.lower()):
             raise ImageFormatError(f"is {what}", source=source, remedy=remedy)
-    formats = FORMATS
+    formats: tuple[str, ...] = FORMATS
     if head[4:8] == b"ftyp":
         if head[8:12] not in _HEIF:
             raise ImageFormatError("is a video or another ISO media file", source=source, remedy="convert it to JPEG or PNG")

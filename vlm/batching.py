@@ -54,19 +54,24 @@ class Batches:
         self.see, self.run, self.size, self.as_rows = see, run, size, as_rows
 
     def __call__(self, images: Iterable[Any]) -> Iterator[Result]:
-        """Results of images, as the windows fill; raises what :meth:`run` raises for the request as a whole."""
+        """Results of images, as the windows fill; an exception among them stands for an image that could not be had.
+
+        Raises what `run` raises for the request as a whole.
+        """
         waiting: list[Seen] = []
         rows: dict[int, Result] = {}
         index = -1
         for index, image in enumerate(images):
             try:
+                if isinstance(image, Exception):
+                    raise image
                 waiting.append(self._look(index, image))
             except Exception as error:
                 if not self.as_rows or of_the_request(error):
                     raise
                 rows[index] = failed(error, "load", image)
             del image
-            if len(waiting) >= self.size * WINDOW:
+            if len(waiting) >= self.size * WINDOW or len(rows) >= self.size * WINDOW * 4:
                 yield from self._window(waiting, rows, index)
                 waiting, rows = [], {}
         yield from self._window(waiting, rows, index)
@@ -135,5 +140,6 @@ def failed(error: Exception, stage: str, image: Any) -> Result:
         error = ImageTooLargeError("needs more memory than there is", source=source, remedy="scale it down, or free memory")
     if not isinstance(error, VLMError):  # nobody foresaw it
         _log.debug("%s", source, exc_info=error)
-        return Result(status="error", error={"type": type(error).__name__, "message": f"{source}: {error or 'unexpected error'}", "stage": "internal"}, source=source)
-    return Result(status="error", error={"type": type(error).__name__, "message": str(error), "stage": stage}, source=source)
+        stage = "internal"
+    message = str(error) if isinstance(error, VLMError) else f"{source}: {error or 'unexpected error'}"
+    return Result(status="error", error={"type": type(error).__name__, "message": message, "stage": stage}, source=source)

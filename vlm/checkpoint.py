@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
 from safetensors.torch import save_file
+from torch import nn
 
 from vlm.checkpoints.keymap import Part, Weight, compare
 from vlm.checkpoints.load import check, fill, on_meta, read_json

@@ -54,11 +54,6 @@ def parsed(schema: Any) -> tuple[ObjectField, str]:
     from vlm.structure.shorthand import from_dataclass
 
     source = find_schema(schema)
-    if isinstance(schema, (str, Path)) and not isinstance(source, dict | type):  # JSON of another kind: the parser says which, the file is named here
-        try:
-            parse_schema(source)
-        except SchemaError as error:
-            raise SchemaError(error.message, source=str(schema), remedy=error.remedy) from error
     tree = parse_schema(source)
     if hasattr(source, "model_json_schema"):
         source = source.model_json_schema()
@@ -77,11 +72,14 @@ def _from_file(path: Path) -> Any:
     return _json(text, str(path))
 
 
-def _json(text: str, source: str) -> Any:
+def _json(text: str, source: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"is not JSON ({error})", source=source, remedy='give a JSON object, e.g. {"total": "number"}') from error
+    raise SchemaError("is not an object", source=source, remedy="describe an object with properties")
 
 
 def _class(module: str, name: str, schema: str) -> Any:
