@@ -98,7 +98,7 @@ def _image_options() -> argparse.ArgumentParser:
     files.add_argument("--password", help="of protected PDFs")
     files.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for opening a file, and for decoding each page (default 60)")
     files.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads, each with a process that can be killed (default 2)")
-    files.add_argument("--memory", type=int, default=512, metavar="MIB", help="of decoded pages that may wait (default 512)")
+    files.add_argument("--memory", type=int, default=256, metavar="MIB", help="of decoded pages that may wait (default 256)")
     files.add_argument("--shard", metavar="I/N", help="only part I of N, split by the ids of pages; auto: by RANK and WORLD_SIZE")
     rows = options.add_argument_group("rows")
     rows.add_argument("--json", action="store_true", help="one JSON object a line on stdout, with confidence, boxes and usage")

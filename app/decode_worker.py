@@ -21,7 +21,7 @@ import signal
 import struct
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from app.archives import is_archive, members
 from vision.documents import Document, open_document
@@ -110,6 +110,14 @@ class Worker:
             self.document = None
 
 
+def send(replies: IO[bytes], reply: Any, pixels: bytes = b"") -> None:
+    """A reply, and what follows it."""
+    message = pickle.dumps(reply)
+    replies.write(LENGTH.pack(len(message)) + message)
+    replies.write(pixels)
+    replies.flush()
+
+
 def sendable(error: Exception, source: str) -> Exception:
     """An error that can be pickled and reads well."""
     if isinstance(error, MemoryError):
@@ -132,6 +140,7 @@ def main() -> int:
     except (ImportError, ValueError, OSError):
         pass  # not on this system
     worker = Worker()
+    send(replies, "ready")  # starting takes long on a busy machine, and is nobody's fault
     while True:
         head = requests.read(LENGTH.size)
         if len(head) < LENGTH.size:
@@ -146,10 +155,7 @@ def main() -> int:
                 reply, pixels = reply
         except Exception as error:
             reply = sendable(error, str(getattr(worker.document, "source", "")))
-        message = pickle.dumps(reply)
-        replies.write(LENGTH.pack(len(message)) + message)
-        replies.write(pixels)
-        replies.flush()
+        send(replies, reply, pixels)
         if hasattr(signal, "alarm"):
             signal.alarm(0)
 

@@ -22,6 +22,8 @@ from app.decode_worker import LENGTH
 from vision.errors import ImageTruncatedError, VLMError
 from vision.loading import LoadedImage
 
+#: Seconds a process may take to start, on however busy a machine.
+STARTING = 120.0
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -68,9 +70,9 @@ class Decoder:
 
     def _ask(self, name: str, *request: Any) -> Any:
         message = pickle.dumps((self.timeout, *request))
-        process = self._running()
-        until = time.monotonic() + self.timeout
         try:
+            process = self._running()
+            until = time.monotonic() + self.timeout
             assert process.stdin is not None
             self._write(process, LENGTH.pack(len(message)) + message, until)
             (length,) = LENGTH.unpack(self._read(process, LENGTH.size, until))
@@ -105,6 +107,9 @@ class Decoder:
                     self._process = waiting if waiting.poll() is None else None
             if self._process is None:
                 self._process = start()
+                until = time.monotonic() + STARTING
+                (length,) = LENGTH.unpack(self._read(self._process, LENGTH.size, until))
+                self._read(self._process, length, until)
         return self._process
 
     @staticmethod

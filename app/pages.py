@@ -23,7 +23,7 @@ from vision.errors import VLMError
 from vision.loading import MAX_PIXELS, LoadedImage, load_image
 
 #: Bytes that a page counts at least, so that errors and tiny pictures do not pile up either.
-LEAST = 64 << 10
+LEAST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PageOptions:
     max_pixels: int = MAX_PIXELS
     timeout: float = 60.0
     workers: int = 2
-    memory: int = 512 << 20
+    memory: int = 256 << 20
 
     @property
     def opening(self) -> dict[str, Any]:
