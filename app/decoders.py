@@ -27,7 +27,11 @@ STARTING = 120.0
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
-class DecodeTimeoutError(VLMError):
+class DecodeError(VLMError):
+    """A page could not be decoded, for reasons that lie outside its file."""
+
+
+class DecodeTimeoutError(DecodeError):
     """A page took longer than it may."""
 
 
@@ -77,7 +81,7 @@ class Decoder:
             self._write(process, LENGTH.pack(len(message)) + message, until)
             (length,) = LENGTH.unpack(self._read(process, LENGTH.size, until))
             reply = pickle.loads(self._read(process, length, until))
-        except (EOFError, BrokenPipeError, TimeoutError) as error:
+        except (EOFError, OSError) as error:
             self.kill()
             raise self._lost(error, name) from None
         if isinstance(reply, Exception):
@@ -88,6 +92,8 @@ class Decoder:
         if isinstance(error, TimeoutError):
             what = f"was not decoded within {self.timeout:g} seconds"
             return DecodeTimeoutError(what, source=name, remedy="look at the file, or allow more time with --timeout")
+        if not isinstance(error, (EOFError, BrokenPipeError)):
+            return DecodeError(f"was not decoded, for there is no decoder ({error})", source=name, remedy="see what the machine lacks, and use --retry-errors")
         return ImageTruncatedError("crashed its decoder", source=name, remedy="the file is damaged or hostile; fetch or copy it again")
 
     def pixels(self, name: str, count: int) -> bytes:
@@ -95,7 +101,7 @@ class Decoder:
         assert self._process is not None
         try:
             return self._read(self._process, count, time.monotonic() + self.timeout)
-        except (EOFError, TimeoutError) as error:
+        except (EOFError, OSError) as error:
             self.kill()
             raise self._lost(error, name) from None
 

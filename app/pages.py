@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from app.archives import is_archive
 from app.decoders import Decoder
 from app.inputs import Input
 from vision.documents import DPI
@@ -191,6 +192,10 @@ class Pages:
                     self._lanes.append(lane)
                 try:
                     self._fill(lane, given, decoder)
+                except Exception as error:  # nobody foresaw it; the file still has its row
+                    decoder.kill()
+                    if not self._stopped:
+                        self._fail(lane, digest(given.path.encode(errors="surrogateescape")), given.path, error, "internal")
                 finally:
                     with self._change:
                         lane.closed = True
@@ -260,6 +265,8 @@ class Pages:
             except VLMError as error:  # hung or crashed
                 if not self._stopped:
                     self._fail(lane, digest(f"{given.path}#{number}".encode(errors="surrogateescape")), given.path, error, "open")
+                if not is_archive(given.path):
+                    return
                 number, lost = number + 1, lost + 1
                 continue
             lost = 0

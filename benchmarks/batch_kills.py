@@ -61,7 +61,7 @@ def main() -> int:
     args: argparse.Namespace = parser.parse_args()
     rng = random.Random(args.seed)
     model = load(args)
-    model.batch_size = 2  # small batches: rows come often, and kills fall between them
+    model.batch_size = 1  # small batches: rows come often, and kills fall between them
     fork = multiprocessing.get_context("fork")
     with TemporaryDirectory() as place:
         folder, out, whole = Path(place) / "pages", Path(place) / "rows.jsonl", Path(place) / "whole.jsonl"
@@ -74,7 +74,7 @@ def main() -> int:
             process = fork.Process(target=run, args=(model, folder, out))
             before = size(out)
             process.start()
-            wanted = rng.randrange(0, 8) * 600  # about as many bytes as that many rows
+            wanted = rng.randrange(0, 6) * 600  # about as many bytes as that many rows
             until = time.monotonic() + 60
             while process.is_alive() and size(out) < before + wanted and time.monotonic() < until:
                 time.sleep(0.005)

@@ -177,6 +177,22 @@ def test_a_page_that_hangs_or_crashes_is_an_error_row(model, tmp_path, hanging):
     assert "crashed its decoder" in rows[4]["error"]["message"]
 
 
+def test_without_any_decoder_every_file_still_has_its_row(model, mixed, monkeypatch):
+    from app import decoders
+
+    def none(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(decoders.Decoder, "_idle", [])
+    monkeypatch.setattr(decoders.subprocess, "Popen", none)
+    rows = rows_of(job_of(model, [mixed[0]]))
+    assert {r["error"]["type"] for r in rows} == {"DecodeError"} and {r["source"] for r in rows} == {str(p) for p in mixed[0].rglob("*.*") if p.suffix != ".txt"}
+    assert len(rows) == 6 + 2  # an archive is tried twice: it may be its first file
+    monkeypatch.setattr(decoders.subprocess, "Popen", lambda *_, **__: 1 / 0)
+    rows = rows_of(job_of(model, [mixed[0]]))
+    assert {(r["error"]["type"], r["error"]["stage"]) for r in rows} == {("ZeroDivisionError", "internal")} and len(rows) == 6
+
+
 def test_the_worker_goes_on_behind_files_that_cannot_be_opened(tmp_path):
     path = zipped(tmp_path / "a.zip", {"1.png": b"bad", "2.png": encoded(1)})
     worker = Worker()
