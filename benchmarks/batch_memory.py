@@ -91,7 +91,8 @@ def main() -> int:
                 spent |= {process: cpu_seconds(process) for process in decoders}
                 points.append((count, rss(os.getpid())))
                 others.append((count, sum(map(rss, decoders))))
-                print(f"{count} pages, {time.perf_counter() - started:.0f} s, {points[-1][1]:.0f} MiB, decoders {others[-1][1]:.0f} MiB", file=sys.stderr, flush=True)
+                seconds = time.perf_counter() - started
+                print(f"{count} pages, {seconds:.0f} s, {points[-1][1]:.0f} MiB, decoders {others[-1][1]:.0f} MiB", file=sys.stderr, flush=True)
     decoding = sum(spent.values())
     own = cpu_seconds(os.getpid()) - before
     seconds = time.perf_counter() - started

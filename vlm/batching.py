@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 
-from vision.loading import load_image
 from vlm.errors import ContextLengthError, ImageTooLargeError, OptionError, PromptError, SchemaError, VLMError
 from vlm.results import Result
 
@@ -44,14 +42,14 @@ class Batches:
     """Results of pictures, one each, in order.
 
     Args:
-        see: encodes an RGB picture; the length of what it gives is how much of the prompt it takes.
+        look: (number, image) -> what was seen; the length of its reading is how much of the prompt it takes.
         run: what was seen on some pictures -> their results.
         size: rows of a batch at most.
         as_rows: bad pictures become results instead of raising.
     """
 
-    def __init__(self, see: Callable[[Any], Any], run: Callable[[list[Any]], list[Result]], size: int, as_rows: bool) -> None:
-        self.see, self.run, self.size, self.as_rows = see, run, size, as_rows
+    def __init__(self, look: Callable[[int, Any], Seen], run: Callable[[list[Any]], list[Result]], size: int, as_rows: bool) -> None:
+        self.look, self.run, self.size, self.as_rows = look, run, size, as_rows
 
     def __call__(self, images: Iterable[Any]) -> Iterator[Result]:
         """Results of images, as the windows fill; an exception among them stands for an image that could not be had.
@@ -65,7 +63,7 @@ class Batches:
             try:
                 if isinstance(image, Exception):
                     raise image
-                waiting.append(self._look(index, image))
+                waiting.append(self.look(index, image))
             except Exception as error:
                 if not self.as_rows or of_the_request(error):
                     raise
@@ -76,12 +74,6 @@ class Batches:
                 waiting, rows = [], {}
         yield from self._window(waiting, rows, index)
 
-    def _look(self, index: int, image: Any) -> Seen:
-        start = time.perf_counter()
-        loaded = load_image(image)
-        reading = self.see(loaded.rgb)
-        return Seen(index, loaded.source, loaded.warnings, reading, (time.perf_counter() - start) * 1000)
-
     def _window(self, waiting: list[Seen], rows: dict[int, Result], last: int) -> Iterator[Result]:
         """Run what waits, and give everything up to number `last` in order."""
         first = last + 1 - len(waiting) - len(rows)
@@ -89,7 +81,7 @@ class Batches:
         while queue:
             batch, queue = queue[: self.size], queue[self.size :]
             for seen, result in zip(batch, self._run(batch), strict=True):
-                rows[seen.index] = charged(replace(result, source=seen.source, warnings=(*seen.warnings, *result.warnings)), seen.ms)
+                rows[seen.index] = of_picture(result, seen)
         for index in range(first, last + 1):
             yield rows.pop(index)
 
@@ -131,6 +123,11 @@ def of_the_request(error: Exception) -> bool:
 def charged(result: Result, ms: float) -> Result:
     """The same result with `ms` added to its cost."""
     return replace(result, usage=replace(result.usage, ms=result.usage.ms + ms))
+
+
+def of_picture(result: Result, seen: Seen) -> Result:
+    """The result of a picture: with its name, its warnings, and what reading it took."""
+    return charged(replace(result, source=seen.source, warnings=(*seen.warnings, *result.warnings)), seen.ms)
 
 
 def failed(error: Exception, stage: str, image: Any) -> Result:

@@ -16,7 +16,7 @@ from vision.loading import load_image
 from vision.reader import ReaderConfig
 from vision.reading import Reading
 from vision.tokens import THING, text_of
-from vlm.batching import Batches, charged
+from vlm.batching import Batches, Seen, charged
 from vlm.checkpoint import fingerprint, is_pocket, load_pocket
 from vlm.decoding.canvas import MASK, Canvas
 from vlm.decoding.contracts import Denoiser
@@ -238,11 +238,17 @@ class DiffusionVLM:
         if on_error not in (None, "row", "raise"):
             raise OptionError(f"on_error is {on_error!r}", remedy="use 'row' or 'raise'")
         many = isinstance(images, (list, tuple, Iterator))
-        batches = Batches(self.engine.see, run, self.batch_size, as_rows=on_error == "row" or (on_error is None and many))
+        batches = Batches(self._look, run, self.batch_size, as_rows=on_error == "row" or (on_error is None and many))
         if isinstance(images, Iterator):
             return batches(images)
         results = list(batches(images if many else [images]))
         return results if many else results[0]
+
+    def _look(self, index: int, image: Any) -> Seen:
+        start = time.perf_counter()
+        loaded = load_image(image)
+        reading = self.engine.see(loaded.rgb)
+        return Seen(index, loaded.source, loaded.warnings, reading, (time.perf_counter() - start) * 1000)
 
     def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
         plan = self.engine.plan(decoding)
