@@ -40,7 +40,8 @@ class Summary:
 
     Attributes:
         pages: that came in, those of earlier runs included. done: of which had their rows from earlier runs.
-        statuses: of the rows of this run. waited, wrote: seconds that the model stood still for pages and for the disk. stopped: the run ended before the last page, at a wish or an error.
+        statuses: of the rows of this run. waited, wrote: seconds that the model stood still for pages and
+            for the disk. stopped: the run ended before the last page, at a wish or an error.
         passed_over: files in folders and archives that are no pictures.
     """
 

@@ -28,3 +28,16 @@ def test_gradients_and_float32_go_the_plain_way():
     layer(x).sum().backward()
     assert torch.allclose(x.grad, layer.weight.sum(0).expand(3, 8))
     assert linear(torch.zeros(0, 8).bfloat16(), layer.weight.bfloat16()).shape == (0, 4)
+
+
+def test_attention_of_rows_in_bf16_without_gradients_is_fused_and_close():
+    from kernels.ragged_attention import ragged_attention, ragged_attention_reference
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 12, 16).bfloat16() for _ in range(3))
+    past = (torch.randn(2, 9, 16).bfloat16(), torch.randn(2, 9, 16).bfloat16())
+    spans = [((0, 5), (0, 5), (0, 4)), ((5, 6), (5, 6), (4, 4)), ((6, 12), (6, 12), (2, 9))]
+    with torch.inference_mode():
+        fused = ragged_attention(q, k, v, spans, past)
+    expected = ragged_attention_reference(*(t.double() for t in (q, k, v)), spans, tuple(t.double() for t in past))
+    assert fused.shape == q.shape and float((fused.double() - expected).abs().max()) < 0.03
