@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 _SCHEMA = "receipt, invoice, form, id-card or table; a JSON schema or short template as a file or as JSON; or module:Class of a Pydantic model"
+_CONVERT = "Write a checkpoint in our layout, or back in its family's; pickles become safetensors."
+_DTYPES = ("float32", "bfloat16", "float16")
 _EPILOG = "exit codes: 0 all good, 1 nothing could be done, 2 wrong command or request, 3 some files failed (their rows say why)"
 
 
@@ -58,7 +60,18 @@ def build_parser() -> Parser:
     corrections.add_argument("corrected", metavar="CORRECTED", help="the rows that somebody went through, as .csv or .jsonl")
     corrections.add_argument("-s", "--schema", required=True, metavar="SCHEMA", help="the schema of the rows")
     corrections.add_argument("--out", required=True, metavar="FOLDER", help="for pages and conversations.jsonl")
-    add("info", "Describe the model and the environment.", model).add_argument("--json", action="store_true", help="as JSON")
+    info = add("info", "Describe a checkpoint from its headers, or the model and the environment.", model)
+    info.add_argument("checkpoint", nargs="?", metavar="PATH|ID", help="folder or Hub id (default: pocket); exit code 1 if its keys do not fit")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    convert = add("convert", _CONVERT)
+    convert.set_defaults(threads=None)
+    convert.add_argument("source", metavar="PATH|ID", help="folder or Hub id: safetensors, or .bin files, which a process of its own reads, weights only")
+    convert.add_argument("target", metavar="FOLDER", help="new folder; a stopped conversion goes on there")
+    convert.add_argument("--to", choices=("native", "published"), default="native", help="our layout (default), or back to the family's own")
+    convert.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as stored, bit for bit)")
+    convert.add_argument("--family", help="when config.json does not tell")
+    convert.add_argument("--shard-gb", type=float, default=5.0, metavar="GB", help="size of a file, and memory that is needed (default 5)")
+    convert.add_argument("--json", action="store_true", help="say what was done as JSON")
     bench = add("bench", "Time tasks on the given images.", model, decoding)
     _add_images(bench)
     bench.add_argument("--tasks", help="comma-separated; default: every task whose question, schema or instruction is given, caption and read always")
@@ -79,7 +92,10 @@ def _common_options() -> argparse.ArgumentParser:
 
 def _model_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--model", metavar="FOLDER", help="checkpoint folder (default: pocket, the embedded model)")
+    options.add_argument("--model", metavar="PATH|ID", help="checkpoint folder or Hub id (default: pocket, the embedded model)")
+    options.add_argument("--device", metavar="NAME", help="'cpu' (default), 'cuda', ... for published checkpoints")
+    options.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as stored)")
+    options.add_argument("--device-map", choices=("auto",), help="spread the layers over GPUs, host memory and disk (needs accelerate)")
     options.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     return options
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,13 @@ from app.journal import read_rows
 from app.pages import PageOptions, Pages
 from app.report import files_of
 from app.schemas import parsed
-from app.tables import column_name, columns_of, from_cell
-from vlm.errors import OptionError, SchemaError
-from vlm.structure.schema import ArrayField, BooleanField, ChoiceField, ConstField, Field, NumberField, ObjectField, escape
+from app.tables import column_name, columns_of, from_cell, is_struct
+from vision.errors import DependencyError
+from vlm.errors import OptionError
+from vlm.structure.conjunction import escape
+from vlm.structure.fields import ArrayField, BooleanField, ChoiceField, ConstField, Field, NumberField, ObjectField, Schema, StringField
+
+_LEFT_OUT = object()
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ def write_conversations(
     from vlm.published import outline_request
     from vlm.structure.scaffold import compile_scaffold
 
-    tree, _ = parsed(schema)
-    truth = dict(_read_corrected(corrected, tree))
+    tree, text = parsed(schema)
+    truth = dict(_read_corrected(corrected, tree, _Checker(json.loads(text))))
     if not truth:
         raise OptionError("has no rows", source=str(corrected), remedy="leave the corrected rows in it")
     said = {row["id"]: row for row in read_rows(rows) if row["id"] in truth}
@@ -93,12 +96,12 @@ def _save_pages(rows: list[dict[str, Any]], folder: Path, files: Sequence[Input]
     return found
 
 
-def _read_corrected(path: Path, tree: ObjectField) -> Iterator[tuple[str, Any]]:
+def _read_corrected(path: Path, tree: Schema, checker: _Checker) -> Iterator[tuple[str, Any]]:
     """(id, data) of each row that has data."""
     if path.suffix.lower() != ".csv":
         for row in read_rows(path):
             if row.get("data") is not None:
-                yield row["id"], _checked(row["data"], tree, "", f"{path}, row {row['id']}")
+                yield row["id"], checker.check(row["data"], f"{path}, row {row['id']}")
         return
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets put a mark in front
@@ -108,38 +111,30 @@ def _read_corrected(path: Path, tree: ObjectField) -> Iterator[tuple[str, Any]]:
                 raise OptionError(f"has no column {missing[0]!r}", source=str(path), remedy="correct the CSV file that vlm extract wrote, with its columns")
             for line in reader:
                 if line.get("status") not in ("error", "skipped"):
-                    yield line["id"], _from_cells(line, tree, f"{path}, row {line['id']}")
+                    yield line["id"], checker.check(_from_cells(line, tree.root, f"{path}, row {line['id']}"), f"{path}, row {line['id']}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise OptionError(f"cannot be read ({error})", source=str(path), remedy="save it as CSV in UTF-8") from error
 
 
-def _from_cells(line: Mapping[str, str], tree: ObjectField, source: str) -> Any:
+def _from_cells(line: Mapping[str, str], root: Field, source: str) -> Any:
     """The data of a line; an empty cell is null where that is allowed, else it leaves the value out."""
 
-    def build(field: ObjectField, way: tuple[str, ...]) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for member in field.members:
-            here = (*way, member.name)
-            if isinstance(member.field, ObjectField):
-                out[member.name] = build(member.field, here)
-                continue
-            cell = from_cell(line[column_name(here)] or "")
-            if cell or member.field.nullable or (member.required and isinstance(member.field, ArrayField)):
-                out[member.name] = _parse(cell, member.field, f"/{column_name(here)}", source)
-        return out
+    def build(field: Field, way: tuple[str, ...], required: bool) -> Any:
+        if isinstance(field, ObjectField) and is_struct(field):
+            parts = {m.name: build(m.field, (*way, m.name), m.required) for m in field.members}
+            return {name: value for name, value in parts.items() if value is not _LEFT_OUT}
+        cell = from_cell(line[column_name(way)] or "")
+        if not cell and not field.nullable and not (required and isinstance(field, ArrayField)):
+            return _LEFT_OUT
+        return _parse(cell, field, f"/{column_name(way)}", source)
 
-    return _checked(build(tree, ()), tree, "", source)
+    return build(root, (), True)
 
 
 def _parse(cell: str, field: Field, pointer: str, source: str) -> Any:
     """The value of a cell."""
-    if isinstance(field, ArrayField):
-        try:
-            return json.loads(cell) if cell else []
-        except ValueError:
-            raise OptionError(f"{cell!r} is no JSON list", source=f"{source}, {pointer}", remedy='write it as ["a", "b"]') from None
     if not cell:
-        return None
+        return None if field.nullable else []
     if isinstance(field, (ChoiceField, ConstField)):
         options = field.values if isinstance(field, ChoiceField) else (field.value,)
         return next((v for v in options if v is not None and cell in (v, json.dumps(v))), cell)
@@ -150,55 +145,36 @@ def _parse(cell: str, field: Field, pointer: str, source: str) -> Any:
             return int(cell) if field.integer else float(cell)
         except ValueError:
             return cell
-    return cell
-
-
-def _checked(value: Any, field: Field, pointer: str, source: str) -> Any:
-    """The value, if the schema allows it."""
-    where = f"{source}, {pointer or '/'}"
-    if isinstance(field, ObjectField):
-        if value is None and field.nullable:
-            return None
-        known = {member.name for member in field.members}
-        if not isinstance(value, dict) or not set(value) <= known:
-            raise OptionError(f"{value!r} is not an object with the schema's fields", source=where, remedy="correct the row")
-        absent = [member.name for member in field.members if member.required and member.name not in value]
-        if absent:
-            raise OptionError(f"there is no {absent[0]!r}", source=where, remedy="give it a value")
-        return {m.name: _checked(value[m.name], m.field, f"{pointer}/{escape(m.name)}", source) for m in field.members if m.name in value}
-    if isinstance(field, ArrayField):
-        if value is None and field.nullable:
-            return None
-        if not isinstance(value, list) or not field.min_items <= len(value) <= (field.max_items or len(value)):
-            raise OptionError(f"{value!r} is no list of a length that the schema allows", source=where, remedy="correct the row")
-        return [_checked(item, field.items, f"{pointer}/{i}", source) for i, item in enumerate(value)]
-    if not _fits(value, field):
-        raise OptionError(f"{value!r} is not allowed by the schema", source=where, remedy="correct the row")
-    return value
-
-
-def _fits(value: Any, field: Field) -> bool:
-    """Whether a leaf may have a value."""
-    from vlm.structure.automaton import leaf_dfa
-
-    if value is None:
-        return field.nullable
-    if isinstance(field, ConstField):
-        return bool(value == field.value)
-    if isinstance(field, ChoiceField):
-        return value in field.values
-    if isinstance(field, BooleanField):
-        return isinstance(value, bool)
-    if isinstance(field, NumberField):
-        whole = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and (not field.integer or value.is_integer()))
-        if isinstance(value, bool) or not whole:
-            return False
-        text = f"{int(value)}" if field.integer or float(value).is_integer() else f"{value:.12f}".rstrip("0")
-        return leaf_dfa(field).accepts(text)
+    if isinstance(field, StringField):
+        return cell
     try:
-        return isinstance(value, str) and leaf_dfa(field).accepts(value)
-    except (SchemaError, UnicodeEncodeError):
-        return False
+        return json.loads(cell)
+    except ValueError:
+        if isinstance(field, (ArrayField, ObjectField)):
+            raise OptionError(f"{cell!r} is no JSON", source=f"{source}, {pointer}", remedy='write lists as ["a", "b"]') from None
+        return cell
+
+
+class _Checker:
+    """Says whether data satisfies a schema, by jsonschema.
+
+    Raises:
+        DependencyError: jsonschema is not installed.
+    """
+
+    def __init__(self, schema: Any) -> None:
+        try:
+            import jsonschema
+        except ImportError as error:
+            raise DependencyError("jsonschema is not installed", remedy="pip install 'diffusion-vlm[review]'") from error
+        self._validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+
+    def check(self, data: Any, source: str) -> Any:
+        """The data; raises OptionError with the place of what is wrong."""
+        for error in self._validator.iter_errors(data):
+            pointer = "".join(f"/{escape(str(step))}" for step in error.absolute_path) or "/"
+            raise OptionError(f"{error.message}, says the schema", source=f"{source}, {pointer}", remedy="correct the row")
+        return data
 
 
 def _differences(said: Any, true: Any, pointer: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from app.journal import read_rows
 from app.pages import digest
-from vlm.structure.schema import escape
+from vlm.structure.conjunction import escape
 
 
 def merge_documents(path: Path) -> Iterator[dict[str, Any]]:

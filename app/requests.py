@@ -14,7 +14,7 @@ from vlm.results import Result
 
 if TYPE_CHECKING:
     from vlm.model import DiffusionVLM
-    from vlm.structure.schema import ObjectField
+    from vlm.structure.fields import Schema
 
 TASKS = ("caption", "ask", "extract", "ground", "read")
 
@@ -31,7 +31,7 @@ class Request:
 
     task: str
     words: str = ""
-    tree: ObjectField | None = None
+    tree: Schema | None = None
     schema: str = ""
     decoding: dict[str, Any] = field(default_factory=dict)
     dpi: float = 0.0

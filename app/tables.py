@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.rows import confidence_of
 from vision.errors import DependencyError
-from vlm.structure.schema import ArrayField, BooleanField, ChoiceField, ConstField, Field, NumberField, ObjectField
+from vlm.structure.fields import ArrayField, BooleanField, Field, NumberField, ObjectField, Schema, is_leaf, is_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -25,27 +25,32 @@ GROUP = 5000
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def columns_of(tree: ObjectField | None) -> list[tuple[str, ...]]:
-    """Names along the way to each leaf of a schema; lists are leaves. Of text (None): that alone."""
-    if tree is None:
+def is_struct(field: Field) -> bool:
+    """An object whose properties are known by name: it becomes several columns. Every other value is one."""
+    return isinstance(field, ObjectField) and bool(field.members) and not field.entries
+
+
+def columns_of(schema: Schema | None) -> list[tuple[str, ...]]:
+    """Names along the way to each leaf of a schema; lists and the like are leaves. Of text (None): nothing."""
+    if schema is None:
         return []
 
     def walk(field: Field, way: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        if isinstance(field, ObjectField):
+        if isinstance(field, ObjectField) and is_struct(field):
             for member in field.members:
                 yield from walk(member.field, (*way, member.name))
         else:
             yield way
 
-    return list(walk(tree, ()))
+    return list(walk(schema.root, ()))
 
 
 def column_name(way: tuple[str, ...]) -> str:
-    """``address/city``: the JSON pointer without its first slash."""
-    return "/".join(name.replace("~", "~0").replace("/", "~1") for name in way)
+    """``address/city``: the JSON pointer without its first slash; ``data`` of a schema that is no object."""
+    return "data" if not way else "/".join(name.replace("~", "~0").replace("/", "~1") for name in way)
 
 
-def write_csv(rows: Iterable[Mapping[str, Any]], path: Path, tree: ObjectField | None) -> None:
+def write_csv(rows: Iterable[Mapping[str, Any]], path: Path, tree: Schema | None) -> None:
     """One line a row: HEAD, a column for each leaf of the schema with lists as JSON, and a column ``leaf#confidence`` for each that is no list.
 
     Text that looks like a formula begins with an apostrophe. Written beside `path` and put in its place when complete.
@@ -88,7 +93,7 @@ def from_cell(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
 
 
-def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path, tree: ObjectField | None) -> None:
+def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path, tree: Schema | None) -> None:
     """Rows with the data as a typed struct, lists included; fields, error, usage and versions beside it.
 
     Raises:
@@ -99,7 +104,7 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path, tree: ObjectFie
 
     number, text, whole = arrow.float64(), arrow.string(), arrow.int64()
     field = arrow.struct([("confidence", number), ("p_valid", number), ("forced", arrow.bool_()), ("box", arrow.list_(number)), ("page", whole)])
-    data = [("data", _type(tree, arrow))] if tree is not None else [("text", text), ("confidence", number)]
+    data = [("data", _type(tree.root, arrow))] if tree is not None else [("text", text), ("confidence", number)]
     schema = arrow.schema(
         [
             ("id", text), ("source", text), ("page", whole), ("n_pages", whole), ("status", text), *data, ("fields", arrow.map_(text, field)),
@@ -123,18 +128,18 @@ def pyarrow_module() -> Any:
     return pyarrow
 
 
-def _record(row: Mapping[str, Any], tree: ObjectField | None) -> dict[str, Any]:
+def _record(row: Mapping[str, Any], tree: Schema | None) -> dict[str, Any]:
     source = row["source"].encode(errors="backslashreplace").decode()  # a name that is no Unicode
     maps = {"fields": list(row["fields"].items()), "versions": list(row["versions"].items())}
-    data = {"data": _value(row["data"], tree)} if tree is not None else {}
+    data = {"data": _value(row["data"], tree.root)} if tree is not None else {}
     return {**row, **maps, **data, "source": source}
 
 
 def _type(field: Field, arrow: pyarrow.lib) -> Any:
-    """Type of a field's column; choices of several types are JSON text."""
-    if isinstance(field, ObjectField):
+    """Type of a field's column; what may be of several types is JSON text."""
+    if isinstance(field, ObjectField) and is_struct(field):
         return arrow.struct([(member.name, _type(member.field, arrow)) for member in field.members])
-    if isinstance(field, ArrayField):
+    if isinstance(field, ArrayField) and field.items is not None and not field.prefix:
         return arrow.list_(_type(field.items, arrow))
     if isinstance(field, NumberField):
         return arrow.int64() if field.integer else arrow.float64()
@@ -145,17 +150,17 @@ def _value(value: Any, field: Field) -> Any:
     """A value as its column takes it."""
     if value is None:
         return None
-    if isinstance(field, ObjectField):
+    if isinstance(field, ObjectField) and is_struct(field):
         return {member.name: _value(value.get(member.name), member.field) for member in field.members}
-    if isinstance(field, ArrayField):
+    if isinstance(field, ArrayField) and field.items is not None and not field.prefix:
         return [_value(item, field.items) for item in value]
     if isinstance(field, NumberField):
         if not field.integer:
             return float(value)
         return int(value) if -(2**63) <= value < 2**63 else None  # beyond 64 bits it is left to the JSONL file
-    if isinstance(field, (ChoiceField, ConstField)) and not isinstance(value, str):
-        return json.dumps(value)
-    return value
+    if isinstance(field, BooleanField) or (is_leaf(field) and isinstance(value, str) and is_text(field)):
+        return value
+    return value if isinstance(value, str) and is_leaf(field) else json.dumps(value)
 
 
 class beside:

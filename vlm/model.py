@@ -4,46 +4,42 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vision.loading import load_image
 from vision.reader import ReaderConfig
 from vision.reading import Reading
 from vision.tokens import THING, text_of
 from vlm.batching import Batches, Seen, charged
-from vlm.checkpoint import fingerprint, is_pocket, load_pocket
+from vlm.calibration import Calibration
+from vlm.checkpoint import POCKET, fingerprint, is_pocket, load_pocket
 from vlm.decoding.canvas import MASK, Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.loop import Frame, decode
 from vlm.decoding.stops import EndOfText, Never
+from vlm.decoding.windows import FullWindow
 from vlm.engine import Engine, Plan, PocketEngine, user_turn
 from vlm.errors import OptionError, PromptError
+from vlm.grounding.actions import action_schema
+from vlm.grounding.answers import POINTING_SCHEMA, REQUEST, pointed, written
 from vlm.processor.messages import Messages
 from vlm.processor.prompt import Prompt
-from vlm.results import Box, Item, Line, Result, Usage
+from vlm.results import Item, Line, Result, Usage
+from vlm.structure.fill import Filled, fill
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
-from vlm.structure.slot_engine import SlotEngine
+
+if TYPE_CHECKING:
+    from vlm.checkpoints.placement import DeviceMap
 
 Images = Any
 
 #: Question behind ``caption``.
 CAPTION = "Describe the image."
-#: What the backbone fills in for a grounding request; the box is where its copy head points.
-GROUND_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "action": {"enum": ["click", "type", "hover", "select"]},
-        "target": {"type": "string", "maxLength": 9},
-    },
-    "required": ["action", "target"],
-}
 
 
 @dataclass
@@ -67,12 +63,16 @@ class DiffusionVLM:
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}", remedy="use 1 or more")
         self.engine, self.name, self.batch_size = engine, name, batch_size
+        #: Maps the confidences of fields to how often they are right; None leaves them as the model gives them.
+        self.calibration: Calibration | None = None
         self.tokenizer = engine.tokenizer
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None
-    ) -> DiffusionVLM:
+        cls, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None, variant: str | None = None,
+        tower: str | Path | None = None, device_map: DeviceMap | None = None, max_memory: Mapping[int | str, int | str] | None = None,
+        offload_folder: str | Path | None = None,
+    ) -> DiffusionVLM:  # fmt: skip
         """Load a model.
 
         Args:
@@ -82,6 +82,8 @@ class DiffusionVLM:
                 (its matrices run in bf16 where that is faster), others 'float32', 'bfloat16', 'float16', by default as stored.
             variant: of checkpoints whose config.json cannot tell it (see the family's page), by default read off the name.
             tower: folder of the base vision tower, for published checkpoints without one or with one of unknown sizes.
+            device_map: 'auto', or devices by module name: spreads the blocks of a published model over GPUs, host memory and
+                disk (:func:`vlm.checkpoints.placement.place`; needs accelerate). max_memory, offload_folder: for it.
 
         Raises:
             CheckpointError: missing or damaged files, wrong shapes. OptionError: unknown device, dtype or variant.
@@ -89,15 +91,18 @@ class DiffusionVLM:
         if path is not None and not is_pocket(path):
             from vlm.published import PublishedEngine
 
-            return cls(PublishedEngine.open(path, device=device, dtype=dtype, variant=variant, tower=tower), Path(path).name)
+            placement = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder}
+            return cls(PublishedEngine.open(path, device=device, dtype=dtype, variant=variant, tower=tower, **placement), Path(path).name)
         if device not in (None, "cpu"):
             raise OptionError(f"device {device!r} is not supported by pocket yet", remedy="use 'cpu'")
         if dtype not in (None, "float32"):
             raise OptionError(f"dtype {dtype!r} is not supported by pocket", remedy="use 'float32'")
-        if variant is not None or tower is not None:
-            raise OptionError("pocket has neither variants nor another tower", remedy="leave variant and tower out")
+        if variant is not None or tower is not None or device_map is not None:
+            raise OptionError("pocket has neither variants nor another tower, and fits on one device", remedy="leave variant, tower and device_map out")
         model, tokenizer, name = load_pocket(path)
-        return cls(PocketEngine(model, tokenizer), name)
+        found = cls(PocketEngine(model, tokenizer), name)
+        found.calibration = Calibration.load(POCKET if path is None else Path(path))
+        return found
 
     # ------------------------------------------------------------------ tasks
 
@@ -114,42 +119,84 @@ class DiffusionVLM:
         _check_words(question, "question")
         return self._ask_all(images, question, max_new_tokens, on_error, decoding)
 
-    def extract(self, images: Images, schema: Any, *, on_error: str | None = None, **decoding: Any) -> Any:
+    def extract(self, images: Images, schema: Any, *, lenient: bool = False, growth: int = 0, on_error: str | None = None, **decoding: Any) -> Any:
         """Fill a JSON schema from each image: valid by construction, with a confidence and a box for every field.
 
         Args:
             images: one or a list.
-            schema: JSON schema of an object (dict or JSON text), a short template, a dataclass or a Pydantic model.
+            schema: JSON schema (dict or JSON text), a short template, a dataclass, TypedDict or Pydantic model.
+            lenient: leave out keywords that cannot be guaranteed; the result's warnings name them as not checked.
+            growth: cells by which texts that fill their slot are given more room, again and again; 0 for none.
             on_error: 'row' turns a bad image into a Result with status 'error' (default for lists and iterators); 'raise'.
 
         Raises:
             SchemaError: with the JSON pointer of the culprit.
         """
-        scaffold = compile_scaffold(parse_schema(schema), self.tokenizer, symbols=self.engine.symbols)
+        scaffold = compile_scaffold(parse_schema(schema, lenient=lenient), self.tokenizer, symbols=self.engine.symbols)
         plan = self.engine.plan(decoding)
 
         def run(readings: list[Any]) -> list[Result]:
             prompts = [self._prompt(self.engine.extraction(scaffold), plan) for _ in readings]
-            return self._fill(prompts, [[r] for r in readings], scaffold, plan)
+            return self._fill(prompts, [[r] for r in readings], scaffold, plan, growth=growth)
 
         return self._over(images, run, on_error)
 
-    def ground(self, images: Images, instruction: str, *, on_error: str | None = None, **decoding: Any) -> Any:
+    def ground(
+        self, images: Images, instruction: str, *, candidates: int = 0, min_confidence: float = 0.0, on_error: str | None = None, **decoding: Any
+    ) -> Any:
         """Find the widget an instruction speaks of.
 
+        Pocket points at it. Other models write it down in thousandths: whether it is there, then the near corner, then the far
+        one; three forwards each at most, unless `max_forwards` says otherwise.
+
+        Args:
+            candidates: how many likely places to list. For models that write numbers these are as many draws, run beside it.
+            min_confidence: below it nothing counts as found.
+
         Returns:
-            Result with ``data`` {action, bbox in 0..1000 of the image} and ``box`` in pixels; status 'partial' and no
-            box when nothing on the screen was pointed at.
+            Result with ``data`` {action, bbox in 0..1000 of the image; text, of models that write} and ``box`` in pixels;
+            status 'partial' and no box when it is not on this screen.
         """
         _check_words(instruction, "instruction")
-        self._pocket("ground")
-        scaffold = compile_scaffold(parse_schema(GROUND_SCHEMA), self.tokenizer)
+        if isinstance(self.engine, PocketEngine):
+            return self._point(self.engine, images, instruction, candidates, min_confidence, on_error, decoding)
+        scaffold = compile_scaffold(parse_schema(action_schema()), self.tokenizer, symbols=self.engine.symbols, gated=True)
+        plan = self._in_one(self.engine.plan({"max_forwards": 3, **decoding}), decoding)
+        drawn = self._in_one(self.engine.plan({"max_forwards": 3, "temperature": 1.0, **decoding}), decoding)
+
+        def run(readings: list[Any]) -> list[Result]:
+            prompts = [self._prompt(REQUEST.format(instruction=instruction), plan) for _ in readings]
+            pictures = [[r] for r in readings]
+            filled = self._fill(prompts, pictures, scaffold, plan)
+            draws = [self._fill(prompts, pictures, scaffold, replace(drawn, seed=plan.seed + 1 + i)) for i in range(candidates)]
+            return [
+                written(result, reading.size, [d[row] for d in draws], candidates, min_confidence)
+                for row, (result, reading) in enumerate(zip(filled, readings, strict=True))
+            ]
+
+        return self._over(images, run, on_error)
+
+    @staticmethod
+    def _in_one(plan: Plan, decoding: dict[str, Any]) -> Plan:
+        """A plan that looks at a short canvas as a whole, unless blocks were asked for."""
+        return plan if "block_length" in decoding else replace(plan, recipe=plan.recipe.with_parts(window=FullWindow()))
+
+    def _point(
+        self, engine: PocketEngine, images: Images, instruction: str, candidates: int, least: float, on_error: str | None, decoding: dict[str, Any]
+    ) -> Any:
+        scaffold = compile_scaffold(parse_schema(POINTING_SCHEMA), self.tokenizer)
         plan = self.engine.plan(decoding)
+        first = scaffold.by_pointer["/target"].start
 
         def run(readings: list[Reading]) -> list[Result]:
             prompts = [self._prompt(instruction, plan) for _ in readings]
-            filled = self._fill(prompts, [[r] for r in readings], scaffold, plan, by_first_cell=True)
-            return [_grounded(result, reading) for result, reading in zip(filled, readings, strict=True)]
+            denoiser = engine.denoiser(prompts, [[r] for r in readings], len(scaffold), plan, scaffold)
+            denoiser.pointed = {} if candidates else None
+            filled = self._fill(prompts, [], scaffold, plan, by_first_cell=True, denoiser=denoiser)
+            return [
+                pointed(result, reading, engine.pointed(denoiser, row, first), candidates, least)
+                for row, (result, reading) in enumerate(zip(filled, readings, strict=True))
+            ]
 
         return self._over(images, run, on_error)
 
@@ -302,26 +349,26 @@ class DiffusionVLM:
         cut = () if end < len(ids) else (f"the answer filled all {end} cells and may be cut off; raise max_new_tokens",)
         return Result(self.tokenizer.decode(kept).strip(), confidence=float(sure.prod()), warnings=cut, usage=usage)
 
-    def _fill(self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan, by_first_cell: bool = False) -> list[Result]:
+    def _fill(
+        self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan, *, growth: int = 0, by_first_cell: bool = False,
+        denoiser: Denoiser | None = None,
+    ) -> list[Result]:  # fmt: skip
         """Fill the slots of a scaffold behind prompts; `by_first_cell`: a slot's box is where its first cell points."""
         start = time.perf_counter()
-        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), plan, scaffold)
-        symbols, recipe = self.engine.symbols, plan.recipe
-        rows = scaffold.to_canvas_rows()
-        cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
-        canvas = Canvas.from_rows([cells] * len(prompts), mask_id=symbols.mask, pad_id=symbols.pad, slot_index=[rows.slot_index] * len(prompts))
-        temperature = float(getattr(recipe.proposer, "temperature", 0.0))
-        slots = SlotEngine(scaffold, temperature=temperature, generator=torch.Generator().manual_seed(plan.seed) if temperature else None)
-        banned = self.engine.banned(plan, scaffold)
-        for _ in decode(denoiser, canvas, recipe.with_parts(joint=slots, banned=banned, stop=Never()), seed=plan.seed):
-            pass
+        if denoiser is None:
+            denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), plan, scaffold)
+        recipe = plan.recipe.with_parts(banned=self.engine.banned(plan, scaffold), stop=Never())
+        filled = fill(denoiser, [scaffold] * len(prompts), recipe, seed=plan.seed, growth=growth)
         ms = (time.perf_counter() - start) * 1000 / len(prompts)
-        return [self._data(canvas, row, scaffold, denoiser, ms, by_first_cell) for row in range(len(prompts))]
+        return [self._data(filled, row, denoiser, ms, by_first_cell) for row in range(len(prompts))]
 
-    def _data(self, canvas: Canvas, row: int, scaffold: Scaffold, denoiser: Denoiser, ms: float, by_first_cell: bool) -> Result:
+    def _data(self, filled: Filled, row: int, denoiser: Denoiser, ms: float, by_first_cell: bool) -> Result:
+        canvas, scaffold = filled.canvas, filled.scaffolds[row]
         every = self.engine.locator(denoiser, canvas, row)
         locate = (lambda cells: every(cells[:1])) if by_first_cell and every is not None else every
-        data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=locate)
+        data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=locate, valid=filled.valid[row])
+        if self.calibration is not None:
+            fields = {pointer: self.calibration(info) for pointer, info in fields.items()}
         status = "forced" if any(f.forced for f in fields.values()) else "ok"
         sure = min((f.confidence for f in fields.values()), default=1.0)
         written = int((canvas.committed_at[row] >= 0).sum())
@@ -359,38 +406,3 @@ def _check_words(words: Any, what: str) -> None:
 def _check_cells(cells: Any) -> None:
     if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
         raise OptionError(f"max_new_tokens is {cells!r}", remedy="use an integer of 1 or more")
-
-
-def _grounded(result: Result, reading: Reading) -> Result:
-    """Action and box from a filled grounding scaffold."""
-    target = result.fields.get("/target")
-    action = result.data.get("action") if isinstance(result.data, dict) else None
-    sure = result.fields["/action"].confidence if "/action" in result.fields else 0.0
-    if target is None or target.box is None:
-        data = {"action": action, "bbox": None}
-        return replace(result, data=data, text=json.dumps(data), status="partial", confidence=0.0, fields={})
-    box = widget_around(target.box, reading)
-    width, height = reading.size
-    bbox = [round(1000 * box[0] / width), round(1000 * box[1] / height), round(1000 * box[2] / width), round(1000 * box[3] / height)]
-    bbox = [min(1000, max(0, v)) for v in bbox]
-    data = {"action": action, "bbox": bbox}
-    fields = {
-        "/action": result.fields["/action"],
-        "/bbox": replace(target, value=bbox, box=box, pointer="/bbox"),
-    }
-    return replace(result, data=data, text=json.dumps(data), box=box, fields=fields, confidence=min(sure, target.confidence), status="ok")
-
-
-def widget_around(box: Box, reading: Reading) -> Box:
-    """The smallest widget found that holds the middle of `box`, else the box itself."""
-    cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    best, size = box, float("inf")
-    tokens = reading.tokens
-    for i in range(len(tokens)):
-        if tokens.kind[i] != THING:
-            continue
-        x0, y0, x1, y1 = tokens.boxes[i].tolist()
-        area = (x1 - x0) * (y1 - y0)
-        if x0 <= cx <= x1 and y0 <= cy <= y1 and area < size:
-            best, size = (x0, y0, x1, y1), area
-    return best

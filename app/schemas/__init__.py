@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.errors import SchemaError
 
 if TYPE_CHECKING:
-    from vlm.structure.schema import ObjectField
+    from vlm.structure.fields import Schema
 
 HERE = Path(__file__).parent
 #: The schemas that come with the program.
@@ -48,20 +48,12 @@ def find_schema(schema: Any) -> Any:
     raise SchemaError(what, source=schema, remedy=remedy)
 
 
-def parsed(schema: Any) -> tuple[ObjectField, str]:
-    """(field tree, canonical JSON text) of a schema in any form; the text is what rows know it by."""
-    from vlm.structure.schema import parse_schema
-    from vlm.structure.shorthand import from_dataclass
+def parsed(schema: Any) -> tuple[Schema, str]:
+    """(compiled schema, its JSON text) of a schema in any form; the text is what rows know it by."""
+    from vlm.structure.schema import parse_schema, read_source
 
     source = find_schema(schema)
-    tree = parse_schema(source)
-    if hasattr(source, "model_json_schema"):
-        source = source.model_json_schema()
-    elif isinstance(source, type):
-        source = from_dataclass(source)
-    elif isinstance(source, bytes):
-        source = json.loads(source)
-    return tree, json.dumps(source, ensure_ascii=True, separators=(",", ":")) if not hasattr(source, "members") else repr(source)
+    return parse_schema(source), json.dumps(read_source(source), separators=(",", ":"))
 
 
 def _from_file(path: Path) -> Any:
