@@ -82,20 +82,28 @@ class Lexicon:
         roles: [1 + N, ROLES] words (0: none) of each holder; holder 0 has none. Holders are words and widgets.
         holder: [K] holder of each entry of the page, 0 for none.
         depth: [1 + N] how many rows each holder lies below the head of its column, 0 for heads and widgets.
+        above: [1 + N] the word each word stands under, as a holder; of a word in the name of a thing, the same word in the
+            name of the thing before. 0 for none. ordinal: [1 + N] 1 + number of the thing whose name a word is part of, else 0.
     """
 
     rows: NDArray[np.int64]
     roles: NDArray[np.int64]
     holder: NDArray[np.int64]
     depth: NDArray[np.int64]
+    above: NDArray[np.int64]
+    ordinal: NDArray[np.int64]
 
     @classmethod
-    def of(cls, chars: Sequence[str], boxes: NDArray[np.float32], row: NDArray[np.int64], widget: NDArray[np.bool_]) -> Lexicon:
+    def of(
+        cls, chars: Sequence[str], boxes: NDArray[np.float32], row: NDArray[np.int64], widget: NDArray[np.bool_],
+        spelled: NDArray[np.bool_] | None = None,
+    ) -> Lexicon:  # fmt: skip
         """Find the words of a page and their neighbours.
 
         Args:
             chars: [K] character of each entry in reading order, '' for entries that are none.
             boxes: [K, 4]. row: [K] number of the entry's row, -1 for widgets. widget: [K] which entries are widgets.
+            spelled: [K] which entries spell the name of the widget before them; their row is the widget's number.
         """
         words, of = split_words(chars)
         count = len(words)
@@ -104,7 +112,7 @@ class Lexicon:
         holder[widgets] = count + 1 + np.arange(len(widgets))
         roles = np.zeros((1 + count + len(widgets), ROLES), np.int64)
         rows = np.concatenate((np.zeros((1, FEATURES), np.int64), rows_of(words)))
-        depth = np.zeros(len(roles), np.int64)
+        depth, above, ordinal = (np.zeros(len(roles), np.int64) for _ in range(3))
         if count:
             place = _word_boxes(boxes, of, count)
             first = _first_of(of, count)
@@ -115,7 +123,10 @@ class Lexicon:
             _before_widgets(roles, boxes[widgets], place, count)
             _above(roles, boxes[widgets], place, count + 1)
             _inside(roles, boxes[widgets], place, count + 1)
-        return cls(rows, roles, holder, depth)
+            above[1 : count + 1] = roles[1 : count + 1, 1 + BEFORE]
+            if spelled is not None and spelled.any():
+                _in_order(above, ordinal, row[first], spelled[first])
+        return cls(rows, roles, holder, depth, above, ordinal)
 
 
 def _first_of(of: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -176,6 +187,19 @@ def _heads(roles: NDArray[np.int64], depth: NDArray[np.int64], row: NDArray[np.i
     beside = np.stack((head[1:] - 1, head[1:], np.minimum(head[1:] + 1, count)), axis=1)
     same = (lines[beside] == lines[head[1:], None]) & (beside > 0) & under[:, None]
     roles[1 : count + 1, ROLES - HEAD :] = np.where(same, beside, 0)
+
+
+def _in_order(above: NDArray[np.int64], ordinal: NDArray[np.int64], row: NDArray[np.int64], spelled: NDArray[np.bool_]) -> None:
+    """Words of the names of things stand under each other in the order of the things."""
+    before: list[int] = []
+    names: dict[int, list[int]] = {}
+    for word in np.flatnonzero(spelled).tolist():
+        names.setdefault(int(row[word]), []).append(word + 1)
+    for number, name in enumerate(names.values()):
+        for place, holder in enumerate(name):
+            above[holder] = before[place] if place < len(before) else 0
+            ordinal[holder] = number + 1
+        before = name
 
 
 def _before_widgets(roles: NDArray[np.int64], boxes: NDArray[np.float32], place: NDArray[np.float32], count: int) -> None:
@@ -251,7 +275,7 @@ class WordMatch(nn.Module):
     The similarity of two words is the cosine of their vectors, so equal words match before anything is learned; synonyms
     come to match as the table learns. Which word of the key should stand in which role is learned: one weight for each pair.
 
-    In an array the value of item i stands i rows below a head that spells the key.
+    In an array the value of item i stands i rows below a head that spells the key, or in the name of the i-th thing.
 
     Args:
         key_words: words of a key that are compared, last word first.
@@ -268,12 +292,12 @@ class WordMatch(nn.Module):
         self.head = nn.Parameter(torch.tensor(4.0))
         self.rows = nn.Parameter(torch.tensor([-2.0, -1.0, 2.0, -1.0, -2.0]))  # two or more above the wanted row ... two or more below
 
-    def forward(self, keys: Tensor, item: Tensor, words: Tensor, roles: Tensor, depth: Tensor) -> Tensor:
+    def forward(self, keys: Tensor, item: Tensor, words: Tensor, roles: Tensor, above: Tensor, ordinal: Tensor) -> Tensor:
         """Match [S, N] of S keys with N holders.
 
         Args:
             keys: [S, KEY_WORDS, D]. item: [S] 1 + place in an array, 0 outside arrays.
-            words: [W, D]. roles: [N, ROLES] and depth: [N] of the holders.
+            words: [W, D]. roles: [N, ROLES], above and ordinal: [N] of the holders (:class:`Lexicon`).
         """
         keys, words = (torch.nn.functional.normalize(t.float(), dim=-1, eps=1e-4) for t in (keys, words))
         alike = torch.relu(keys @ words.T)  # [S, KEY_WORDS, W]
@@ -281,7 +305,12 @@ class WordMatch(nn.Module):
         out: Tensor = weighted.gather(2, roles.T.expand(len(keys), -1, -1)).sum(1)
         inside = item > 0
         if bool(inside.any()):
-            named = alike[:, :2].amax(1)[:, roles[:, ROLES - HEAD :]].amax(-1)  # [S, N]
-            away = (depth - item.unsqueeze(1)).clamp(-2, 2) + 2
-            out = out + (self.head * named + self.rows[away]) * inside.unsqueeze(1)
+            ways = [torch.arange(len(above), device=above.device)]  # where one comes by going up i - 1 times
+            for _ in range(int(item.max()) - 1):
+                ways.append(above[ways[-1]])
+            below_head = torch.stack(ways)[(item - 1).clamp_min(0)]  # [S, N]
+            heads = roles[:, 1 + BEFORE : 1 + BEFORE + ABOVE][below_head]  # [S, N, ABOVE] words
+            named = alike[:, :2].amax(1).gather(1, heads.flatten(1)).view(heads.shape).amax(-1)
+            away = self.rows[(ordinal - item.unsqueeze(1)).clamp(-2, 2) + 2] * (ordinal > 0)
+            out = out + (self.head * named + away) * inside.unsqueeze(1)
         return out

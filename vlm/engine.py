@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -152,7 +152,7 @@ class PocketDenoiser:
     def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable, half: bool, null: int) -> None:
         self.prefix, self.places, self.half, self.null = prefix, places, half, null
         self.null_bias = model.config.null_bias
-        self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
+        self._slot, self._slots = torch.from_numpy(table.slot), Slots.of(torch.zeros(0), table)
         self.packed = PackedPocket(model)
         self.vocab_size = model.config.backbone.vocab_size
         lengths = prefix.lengths.tolist()
@@ -170,7 +170,7 @@ class PocketDenoiser:
         kept = canvas.valid & cells.any(dim=1, keepdim=True) & ~spare_pads(canvas)
         counts = kept.sum(dim=1)
         rows = counts.nonzero(as_tuple=True)[0].tolist()
-        slots = Slots(canvas.slot_index[kept], self._slot.expand_as(kept)[kept], self._keys, self._kind, self._item)
+        slots = replace(self._slots, index=canvas.slot_index[kept], slot=self._slot.expand_as(kept)[kept])
         with torch.autocast(canvas.ids.device.type, torch.bfloat16, enabled=self.half):
             found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
         weight, source = torch.softmax(found.scores, dim=-1).max(dim=-1)

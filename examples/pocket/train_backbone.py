@@ -55,7 +55,7 @@ class Settings:
     stage: str = "full"
     features: bool = False
     max_tokens: int = 800
-    max_canvas: int = 420
+    max_canvas: int = 700
 
 
 class ItemMaker:
@@ -214,9 +214,9 @@ class LessonObjective:
         self.pad, self.mask = model.model.config.backbone.pad_token_id, model.model.config.backbone.mask_token_id
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token and pointer of each masked cell [R]; nobody is told where filler comes from."""
+        """Token and pointer of each masked cell [R]."""
         target, pointer = (t.unsqueeze(1).expand_as(batch.masks)[batch.masks] for t in (batch.ids, batch.pointer))
-        return target, pointer.masked_fill(target == self.pad, UNKNOWN)
+        return target, pointer
 
     def weights(self, batch: Batch) -> Tensor:
         """[R] what each masked cell counts: filler little, but the first behind a value, which says where it ends, in full;

@@ -25,7 +25,7 @@ Batch = dict[str, Tensor]
 #: What an empty cell counts beside one with a character, and beside one with a thing.
 EMPTY_CHAR, EMPTY_THING = 0.4, 0.1
 #: How much oftener pages with coloured objects are drawn than their number says: they are few, and cheap to learn.
-COLOURED = 6.0
+COLOURED = 2.0
 
 
 class ShardBatches:

@@ -59,7 +59,7 @@ def random_lesson(rng: np.random.Generator, entries: int, instruction: list[int]
     ids[answer & (rng.random(n) < 0.2)] = 0
     keys = np.array([[features_of(str(rng.choice(WORDS))) for _ in range(KEY_WORDS)] for _ in range(count + 1)])
     keys[0] = 0
-    table = SlotTable(np.array(slot), keys, np.array([0, *rng.integers(1, 5, count)]), np.array([0, *rng.integers(0, 3, count)]))
+    table = SlotTable(np.array(slot), keys, np.array([0, *rng.integers(1, 5, count)]), np.array([0, 1, 2, 3, 4][: count + 1]), np.array([0, 0, 1, 2, 3][: count + 1]))
     pointer = rng.choice([NOWHERE, UNKNOWN, *range(entries)], n)
     return Lesson(instruction, ids, answer, np.array(index), pointer, str(rng.choice(["extract", "ask", "read"])), table)
 
