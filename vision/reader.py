@@ -113,10 +113,16 @@ def _down(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class ReaderTower(nn.Module):
-    """Fully convolutional: any picture whose sides are multiples of 8 pixels."""
+    """Fully convolutional: any picture whose sides are multiples of 8 pixels.
+
+    Attributes:
+        steady: whether training, too, normalises by the running statistics. A batch of one kind of picture has other
+            statistics than the mixture: what is learned with them does not hold when single pictures are read.
+    """
 
     def __init__(self, config: ReaderConfig | None = None) -> None:
         super().__init__()
+        self.steady = False
         self.config = c = config or ReaderConfig()
         self.stem = nn.Sequential(
             _down(3, c.stem[0]),
@@ -126,6 +132,14 @@ class ReaderTower(nn.Module):
         self.body = nn.Sequential(_down(c.stem[1], c.width), *(_Block(c.width) for _ in range(c.blocks)))
         self.sizes = (2 * (1 + len(c.alphabet)), 8, 2, 1 + len(c.things), 1 + len(c.colors), 4)
         self.head = nn.Conv2d(c.width, sum(self.sizes), 1)
+
+    def train(self, mode: bool = True) -> ReaderTower:
+        """Training or evaluation mode; with `steady`, norms stay in evaluation mode."""
+        super().train(mode)
+        for module in self.modules():
+            if self.steady and isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
     def forward(self, pixels: Tensor) -> ReaderOutput:
         """Encode and read.

@@ -203,10 +203,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--held", type=Path, default=None)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steady", action="store_true", help="normalise by the running statistics, as reading does; for all but the first half hour")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     model = ReaderTower(ReaderConfig()).to(memory_format=torch.channels_last)
+    model.steady = args.steady
     trainer = Trainer(
         model, ReaderObjective(model), ShardBatches(args.data, args.batch, args.seed), trainer_config(args, log_every=50), args.out,
         evaluate=HeldOut(args.held, args.device) if args.held else None, fresh=args.fresh, new_schedule=args.new_schedule,
