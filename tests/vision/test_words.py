@@ -1,0 +1,53 @@
+"""What words know of each other, and where a key says that a value is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vision.words import FEATURES, Lexicon, WordEmbedding, WordMatch, features_of
+from vlm.backbone.slots import KEY_WORDS
+
+
+def page(lines, spelled=()):
+    """A lexicon of words on a grid: `lines` of {column: word}, twenty pixels apart, names of things first."""
+    chars, boxes, row, named = [], [], [], []
+    for number, line in enumerate([*({0: name} for name in spelled), *lines]):
+        name = number < len(spelled)
+        for column, word in line.items():
+            for i, char in enumerate(word + " "):
+                chars.append(char.strip())
+                x = column * 200 + i * 10
+                boxes.append([x, number * 20, x + 8, number * 20 + 12])
+                row.append(number)
+                named.append(name)
+    lexicon = Lexicon.of(chars, np.array(boxes, np.float32), np.array(row), np.zeros(len(chars), bool), np.array(named))
+    words = ["", *"".join(c or " " for c in chars).split()]
+    return lexicon, words
+
+
+def match(lexicon, key, item):
+    torch.manual_seed(0)
+    embed, matcher = WordEmbedding(32), WordMatch(KEY_WORDS)
+    keys = np.zeros((1, KEY_WORDS, FEATURES), np.int64)
+    keys[0, 0] = features_of(key)
+    arrays = [torch.from_numpy(a) for a in (lexicon.rows, lexicon.roles, lexicon.above, lexicon.ordinal)]
+    return matcher(embed(torch.from_numpy(keys)), torch.tensor([item]), embed(arrays[0]), *arrays[1:])[0]
+
+
+def test_items_stand_below_their_head_whatever_is_above_it():
+    lexicon, words = page([{0: "Members"}, {0: "name", 1: "price"}, {0: "ann", 1: "11"}, {0: "bob", 1: "22"}, {0: "cid", 1: "33"}])
+    for item, word in enumerate(("ann", "bob", "cid"), 1):
+        assert words[int(match(lexicon, "name", item).argmax())] == word
+    for item, word in enumerate(("11", "22", "33"), 1):
+        assert words[int(match(lexicon, "price", item).argmax())] == word
+
+
+def test_names_of_things_stand_under_each_other_in_their_order():
+    lexicon, words = page([{0: "text"}], spelled=("red circle", "blue square", "red star"))
+    place = {word: i for i, word in enumerate(words)}
+    assert words[lexicon.above[place["star"]]] == "square" and words[lexicon.above[place["blue"]]] == "red"
+    assert lexicon.above[1] == 0 and lexicon.ordinal[place["circle"]] == 1 and lexicon.ordinal[place["star"]] == 3
+    assert lexicon.ordinal[place["text"]] == 0
+    scores = match(lexicon, "colour", 2)
+    assert scores[place["blue"]] > scores[place["star"]] and scores[place["square"]] > scores[place["circle"]]
