@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from vision.tokens import CHAR, KINDS, MAX_CHAR, MAX_SEGMENT_INDEX, MAX_WORD, PLACE, THING, VisualTokens
 from vision.words import DEPTHS, FEATURES, ROLES, RoleMixer
 
-
 #: Fields of a batch that are about words and their holders, not about entries.
 OF_WORDS = ("rows", "roles", "depth", "above", "ordinal")
 

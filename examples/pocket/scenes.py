@@ -201,7 +201,7 @@ def described(thing: Thing, rng: Rng) -> Query:
     parts = _parts(rng)
     values: dict[str, Value | None] = {f"/{key}": _named(thing, part) for part, (key, _) in parts.items()}
     answer = {key: str(getattr(thing, part)) for part, (key, _) in parts.items()}
-    schema = {"type": "object", "properties": {key: told for key, told in parts.values()}, "required": list(answer)}
+    schema = {"type": "object", "properties": dict(parts.values()), "required": list(answer)}
     return Query("extract", "", schema, answer, values)
 
 
@@ -219,7 +219,7 @@ def listed(things: list[Thing], rng: Rng) -> Query:
     for i in range(max(most, 1)):
         for part, (key, _) in parts.items():
             values[f"/{name}/{i}/{key}"] = _named(ordered[i], part) if i < len(ordered) else None
-    item = {"type": "object", "properties": {key: told for key, told in parts.values()}, "required": [key for key, _ in parts.values()]}
+    item = {"type": "object", "properties": dict(parts.values()), "required": [key for key, _ in parts.values()]}
     schema = {"type": "object", "properties": {name: {"type": "array", "maxItems": max(most, 1), "items": item}}, "required": [name]}
     answer = {name: [{key: str(getattr(t, part)) for part, (key, _) in parts.items()} for t in ordered]}
     return Query("extract", "", schema, answer, values)
