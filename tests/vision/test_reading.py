@@ -127,7 +127,8 @@ def test_widgets_are_those_of_the_page_as_large_as_it_is(monkeypatch):
     np.testing.assert_allclose(result.tokens.boxes[thing], (40, 48, 80, 64), atol=1e-3)
     assert result.features[thing, 0] == 7 * 25 + 7  # of its cell on the page as it is
     monkeypatch.setattr(reading, "LOWEST", 2.0)
-    monkeypatch.setattr(reading, "HIGHEST", 4.0)  # print too large: widgets too are known on the page made smaller
+    monkeypatch.setattr(reading, "HIGHEST", 4.0)
+    monkeypatch.setattr(reading, "IDEAL", 3.0)  # print too large: widgets too are known on the page made smaller
     assert not (read_picture(WithButton(("some text", 10, 10)), Image.new("RGB", (200, 100)), COLON).tokens.kind == THING).any()
 
 
