@@ -233,7 +233,9 @@ def assemble(
     arrays = {name: np.concatenate((first[name], text[name])) for name in text}
     row = np.concatenate((first_row, row + first_row.max(initial=-1) + 1))
     chars = [alphabet[c - 1] if k == CHAR else "" for k, c in zip(arrays["kind"].tolist(), arrays["classes"][:, 0].tolist(), strict=True)]
-    return VisualTokens(**arrays, lexicon=Lexicon.of(chars, arrays["boxes"], row, arrays["kind"] == THING, arrays["cells"] == SPELLED))
+    kinds = arrays["kind"]
+    lexicon = Lexicon.of(chars, arrays["boxes"], row, kinds == THING, np.isin(kinds, (GAP, ROW_END)), arrays["cells"] == SPELLED)
+    return VisualTokens(**arrays, lexicon=lexicon)
 
 
 def _text_index(classes: NDArray[np.int64], ends: NDArray[np.bool_], blank: NDArray[np.bool_], colon: int) -> NDArray[np.int64]:

@@ -28,6 +28,8 @@ BUCKETS, FEATURES = 4096, 6
 #: three of the head of its column (the word at the top of the lines it stands under, the one before and the one after).
 BEFORE, ABOVE, INSIDE, HEAD = 3, 3, 3, 3
 ROLES = 1 + BEFORE + ABOVE + INSIDE + HEAD
+#: Words of a head that are compared with a key.
+HEAD_WORDS = 3
 #: Rows below the head of a column that are told apart.
 DEPTHS = 20
 
@@ -82,28 +84,30 @@ class Lexicon:
         roles: [1 + N, ROLES] words (0: none) of each holder; holder 0 has none. Holders are words and widgets.
         holder: [K] holder of each entry of the page, 0 for none.
         depth: [1 + N] how many rows each holder lies below the head of its column, 0 for heads and widgets.
-        above: [1 + N] the word each word stands under, as a holder; of a word in the name of a thing, the same word in the
-            name of the thing before. 0 for none. ordinal: [1 + N] 1 + number of the thing whose name a word is part of, else 0.
+        lead: [1 + N] the first word of each word's segment (a piece of a row without a gap, the name of a thing), as a holder.
+        above: [1 + N] the word at the same place of the segment above, which for names is the name of the thing before, as a
+            holder. ordinal: [1 + N] 1 + number of the thing whose name a word is part of. 0 for none in all three.
     """
 
     rows: NDArray[np.int64]
     roles: NDArray[np.int64]
     holder: NDArray[np.int64]
     depth: NDArray[np.int64]
+    lead: NDArray[np.int64]
     above: NDArray[np.int64]
     ordinal: NDArray[np.int64]
 
     @classmethod
     def of(
         cls, chars: Sequence[str], boxes: NDArray[np.float32], row: NDArray[np.int64], widget: NDArray[np.bool_],
-        spelled: NDArray[np.bool_] | None = None,
+        gap: NDArray[np.bool_], spelled: NDArray[np.bool_],
     ) -> Lexicon:  # fmt: skip
         """Find the words of a page and their neighbours.
 
         Args:
             chars: [K] character of each entry in reading order, '' for entries that are none.
             boxes: [K, 4]. row: [K] number of the entry's row, -1 for widgets. widget: [K] which entries are widgets.
-            spelled: [K] which entries spell the name of the widget before them; their row is the widget's number.
+            gap: [K] entries that end a segment. spelled: [K] entries of the names of widgets; their row is the widget's number.
         """
         words, of = split_words(chars)
         count = len(words)
@@ -112,7 +116,7 @@ class Lexicon:
         holder[widgets] = count + 1 + np.arange(len(widgets))
         roles = np.zeros((1 + count + len(widgets), ROLES), np.int64)
         rows = np.concatenate((np.zeros((1, FEATURES), np.int64), rows_of(words)))
-        depth, above, ordinal = (np.zeros(len(roles), np.int64) for _ in range(3))
+        depth, lead, above, ordinal = (np.zeros(len(roles), np.int64) for _ in range(4))
         if count:
             place = _word_boxes(boxes, of, count)
             first = _first_of(of, count)
@@ -123,10 +127,20 @@ class Lexicon:
             _before_widgets(roles, boxes[widgets], place, count)
             _above(roles, boxes[widgets], place, count + 1)
             _inside(roles, boxes[widgets], place, count + 1)
-            above[1 : count + 1] = roles[1 : count + 1, 1 + BEFORE]
-            if spelled is not None and spelled.any():
-                _in_order(above, ordinal, row[first], spelled[first])
-        return cls(rows, roles, holder, depth, above, ordinal)
+            segment = np.cumsum(gap)[first]  # of each word; a gap is no part of a word
+            leads = np.concatenate(([True], segment[1:] != segment[:-1]))
+            start = np.maximum.accumulate(np.where(leads, np.arange(count), 0))  # first word of each word's segment
+            lead[1 : count + 1] = start + 1
+            heads = np.flatnonzero(leads)
+            over = _segments_above(_word_boxes(place, np.cumsum(leads) - 1, len(heads)), row[first][heads], spelled[first][heads])
+            sizes = np.diff([*heads, count])
+            mine = np.cumsum(leads) - 1
+            behind = np.arange(count) - start  # place in the segment
+            has = (over[mine] >= 0) & (behind < sizes[over[mine]])
+            above[1 : count + 1] = np.where(has, heads[over[mine]] + behind + 1, 0)
+            names = spelled[first][heads]
+            ordinal[1 : count + 1] = (np.cumsum(names) * names)[mine]
+        return cls(rows, roles, holder, depth, lead, above, ordinal)
 
 
 def _first_of(of: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -189,17 +203,20 @@ def _heads(roles: NDArray[np.int64], depth: NDArray[np.int64], row: NDArray[np.i
     roles[1 : count + 1, ROLES - HEAD :] = np.where(same, beside, 0)
 
 
-def _in_order(above: NDArray[np.int64], ordinal: NDArray[np.int64], row: NDArray[np.int64], spelled: NDArray[np.bool_]) -> None:
-    """Words of the names of things stand under each other in the order of the things."""
-    before: list[int] = []
-    names: dict[int, list[int]] = {}
-    for word in np.flatnonzero(spelled).tolist():
-        names.setdefault(int(row[word]), []).append(word + 1)
-    for number, name in enumerate(names.values()):
-        for place, holder in enumerate(name):
-            above[holder] = before[place] if place < len(before) else 0
-            ordinal[holder] = number + 1
-        before = name
+def _segments_above(place: NDArray[np.float32], row: NDArray[np.int64], name: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The segment that each segment (boxes [G, 4]) stands under, -1 for none: of the next row up that has any over it, at most
+    three lines away, the one with most of it above. Names of things stand under the name before."""
+    x0, y0, x1, y1 = (t[:, None] for t in place.T)
+    px0, py0, px1, py1 = place.T
+    gap = y0 - (py0 + py1) / 2
+    shared = np.minimum(x1, px1) - np.maximum(x0, px0)
+    over = (gap > 0) & (gap < 3.2 * np.maximum(py1 - py0, 1.0)) & (shared > 0) & ~name
+    nearest = np.where(over, row, -1).max(axis=1, keepdims=True)
+    out = np.where(over & (row == nearest), shared, -1.0).argmax(axis=1)
+    out = np.where(over.any(axis=1), out, -1)
+    names = np.flatnonzero(name)
+    out[names] = np.concatenate(([-1], names[:-1]))[: len(names)]
+    return out
 
 
 def _before_widgets(roles: NDArray[np.int64], boxes: NDArray[np.float32], place: NDArray[np.float32], count: int) -> None:
@@ -289,15 +306,17 @@ class WordMatch(nn.Module):
         weight[:, 1 + BEFORE : 1 + BEFORE + ABOVE] = 0.7
         weight[:, 0] = -1.0  # the label itself is not the value
         self.weight = nn.Parameter(weight)
-        self.head = nn.Parameter(torch.tensor(4.0))
+        self.general = nn.Parameter(torch.tensor(0.15))  # of all this in arrays, where labels are heads
+        self.head = nn.Parameter(torch.tensor(2.0))  # of a segment whose head spells the key, and of its first word
+        self.lead = nn.Parameter(torch.tensor(4.0))
         self.rows = nn.Parameter(torch.tensor([-2.0, -1.0, 2.0, -1.0, -2.0]))  # two or more above the wanted row ... two or more below
 
-    def forward(self, keys: Tensor, item: Tensor, words: Tensor, roles: Tensor, above: Tensor, ordinal: Tensor) -> Tensor:
+    def forward(self, keys: Tensor, item: Tensor, words: Tensor, roles: Tensor, lead: Tensor, above: Tensor, ordinal: Tensor) -> Tensor:
         """Match [S, N] of S keys with N holders.
 
         Args:
             keys: [S, KEY_WORDS, D]. item: [S] 1 + place in an array, 0 outside arrays.
-            words: [W, D]. roles: [N, ROLES], above and ordinal: [N] of the holders (:class:`Lexicon`).
+            words: [W, D]. roles: [N, ROLES], lead, above and ordinal: [N] of the holders (:class:`Lexicon`).
         """
         keys, words = (torch.nn.functional.normalize(t.float(), dim=-1, eps=1e-4) for t in (keys, words))
         alike = torch.relu(keys @ words.T)  # [S, KEY_WORDS, W]
@@ -305,12 +324,17 @@ class WordMatch(nn.Module):
         out: Tensor = weighted.gather(2, roles.T.expand(len(keys), -1, -1)).sum(1)
         inside = item > 0
         if bool(inside.any()):
-            ways = [torch.arange(len(above), device=above.device)]  # where one comes by going up i - 1 times
-            for _ in range(int(item.max()) - 1):
+            ways = [lead]
+            for _ in range(int(item.max())):
                 ways.append(above[ways[-1]])
-            below_head = torch.stack(ways)[(item - 1).clamp_min(0)]  # [S, N]
-            heads = roles[:, 1 + BEFORE : 1 + BEFORE + ABOVE][below_head]  # [S, N, ABOVE] words
-            named = alike[:, :2].amax(1).gather(1, heads.flatten(1)).view(heads.shape).amax(-1)
+            head = torch.stack(ways)[item]  # [S, N] first word of the segment `item` segments up
+            named = torch.zeros_like(out)
+            for j in range(HEAD_WORDS):
+                word = (head + j).clamp_max(len(lead) - 1)
+                told = alike[:, :2].amax(1).gather(1, roles[word, 0]) * ((head > 0) & (lead[word] == head))
+                named = torch.maximum(named, told)
+            first = lead == torch.arange(len(lead), device=lead.device)
             away = self.rows[(ordinal - item.unsqueeze(1)).clamp(-2, 2) + 2] * (ordinal > 0)
-            out = out + (self.head * named + away) * inside.unsqueeze(1)
+            listed = self.general * out + (self.head + self.lead * first) * named + away
+            out = torch.where(inside.unsqueeze(1), listed, out)
         return out

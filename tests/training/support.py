@@ -7,7 +7,7 @@ import torch
 
 from examples.pocket.lessons import Lesson
 from vision.reader import ALPHABET, ReaderConfig
-from vision.tokens import CHAR, PLACE, THING, VisualTokens
+from vision.tokens import CHAR, GAP, PLACE, THING, VisualTokens
 from vision.words import Lexicon, features_of
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.copy_head import CopyHeadConfig
@@ -37,7 +37,7 @@ def random_tokens(rng: np.random.Generator, n: int) -> VisualTokens:
     classes = np.where((kind == THING)[:, None], rng.integers(1, 40, (n, 4)), rng.integers(1, 90, (n, 4)))
     boxes = np.sort(rng.random((n, 2, 2), np.float32) * 90, axis=1).reshape(n, 4)
     chars = [ALPHABET[c - 1] if k == CHAR else "" for k, c in zip(kind, classes[:, 0], strict=True)]
-    lexicon = Lexicon.of(chars, boxes, np.arange(n) // (n // 2 + 1), kind == THING)
+    lexicon = Lexicon.of(chars, boxes, np.arange(n) // (n // 2 + 1), kind == THING, kind >= GAP, np.zeros(n, bool))
     return VisualTokens(
         kind, classes, probs, rng.integers(0, 10, n), boxes, rng.random((n, PLACE), np.float32), rng.integers(0, 10, (n, 3)),
         np.full(n, -1), np.ones(n, np.float32), lexicon,

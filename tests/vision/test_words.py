@@ -10,18 +10,19 @@ from vlm.backbone.slots import KEY_WORDS
 
 
 def page(lines, spelled=()):
-    """A lexicon of words on a grid: `lines` of {column: word}, twenty pixels apart, names of things first."""
-    chars, boxes, row, named = [], [], [], []
+    """A lexicon of segments on a grid: `lines` of {x: words}, twenty pixels apart, names of things first."""
+    chars, boxes, row, named, gaps = [], [], [], [], []
     for number, line in enumerate([*({0: name} for name in spelled), *lines]):
         name = number < len(spelled)
-        for column, word in line.items():
-            for i, char in enumerate(word + " "):
+        for left, words in line.items():
+            for i, char in enumerate(words + " "):
                 chars.append(char.strip())
-                x = column * 200 + i * 10
+                gaps.append(i == len(words))
+                x = left + i * 10
                 boxes.append([x, number * 20, x + 8, number * 20 + 12])
                 row.append(number)
                 named.append(name)
-    lexicon = Lexicon.of(chars, np.array(boxes, np.float32), np.array(row), np.zeros(len(chars), bool), np.array(named))
+    lexicon = Lexicon.of(chars, np.array(boxes, np.float32), np.array(row), np.zeros(len(chars), bool), np.array(gaps), np.array(named))
     words = ["", *"".join(c or " " for c in chars).split()]
     return lexicon, words
 
@@ -31,15 +32,16 @@ def match(lexicon, key, item):
     embed, matcher = WordEmbedding(32), WordMatch(KEY_WORDS)
     keys = np.zeros((1, KEY_WORDS, FEATURES), np.int64)
     keys[0, 0] = features_of(key)
-    arrays = [torch.from_numpy(a) for a in (lexicon.rows, lexicon.roles, lexicon.above, lexicon.ordinal)]
+    arrays = [torch.from_numpy(a) for a in (lexicon.rows, lexicon.roles, lexicon.lead, lexicon.above, lexicon.ordinal)]
     return matcher(embed(torch.from_numpy(keys)), torch.tensor([item]), embed(arrays[0]), *arrays[1:])[0]
 
 
 def test_items_stand_below_their_head_whatever_is_above_it():
-    lexicon, words = page([{0: "Members"}, {0: "name", 1: "price"}, {0: "ann", 1: "11"}, {0: "bob", 1: "22"}, {0: "cid", 1: "33"}])
+    lines = [{0: "Members of it"}, {0: "full name", 200: "price"}, {0: "ann", 220: "11"}, {0: "bob", 190: "22222"}, {0: "cid d", 220: "33"}]
+    lexicon, words = page(lines)
     for item, word in enumerate(("ann", "bob", "cid"), 1):
         assert words[int(match(lexicon, "name", item).argmax())] == word
-    for item, word in enumerate(("11", "22", "33"), 1):
+    for item, word in enumerate(("11", "22222", "33"), 1):
         assert words[int(match(lexicon, "price", item).argmax())] == word
 
 

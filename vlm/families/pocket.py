@@ -100,13 +100,14 @@ class Labels:
     """Words of the pages behind prompts, for :class:`vision.words.WordMatch`.
 
     Attributes:
-        words: [W, D]; roles: [H, ROLES], above and ordinal: [H] of the holders, see :class:`vision.words.Lexicon`.
+        words: [W, D]; roles: [H, ROLES], lead, above and ordinal: [H] of the holders, see :class:`vision.words.Lexicon`.
         starts: [B, P] holder whose first entry this is, 0 for none.
-        over: [B, P] first entry of the word above the one that starts here, -1 for none.
+        over: [B, P] first entry of the word above the one that starts here, -1 for none (see ``Lexicon.above``).
     """
 
     words: Tensor
     roles: Tensor
+    lead: Tensor
     above: Tensor
     ordinal: Tensor
     starts: Tensor
@@ -120,14 +121,14 @@ class Labels:
         first = torch.full_like(visual.above, -1)
         first[starts[row, entry]] = entry
         over = first[visual.above[starts]].masked_fill(starts == 0, -1)
-        return cls(words, visual.roles, visual.above, visual.ordinal, starts, over)
+        return cls(words, visual.roles, visual.lead, visual.above, visual.ordinal, starts, over)
 
     @classmethod
     def none(cls, shape: torch.Size, words: Tensor) -> Labels:
         """Of prompts [B, P] without pictures; `words` [1, D] is 'no word'."""
         nothing = torch.zeros(1, dtype=torch.long, device=words.device)
         starts = torch.zeros(shape, dtype=torch.long, device=words.device)
-        return cls(words, torch.zeros(1, ROLES, dtype=torch.long, device=words.device), nothing, nothing, starts, starts - 1)
+        return cls(words, torch.zeros(1, ROLES, dtype=torch.long, device=words.device), nothing, nothing, nothing, starts, starts - 1)
 
     def select(self, rows: Tensor) -> Labels:
         """The given rows."""
@@ -271,7 +272,7 @@ class PocketModel(nn.Module):
         embedding is part of what is added to the states."""
         asked = slots.slot[slots.index == 1]  # [S]
         unique, back = asked.unique(return_inverse=True)
-        match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.roles, labels.above, labels.ordinal)  # [U, H]
+        match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.roles, labels.lead, labels.above, labels.ordinal)  # [U, H]
         starts = labels.starts[row]
         hint = (match[:, starts] * (starts > 0))[back]
         number = torch.isin(slots.kind[asked], _NUMBERS.to(asked.device))
