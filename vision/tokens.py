@@ -26,6 +26,8 @@ MAX_SEGMENT_INDEX, MAX_WORD, MAX_CHAR = 95, 15, 23
 #: A thing is found at the cell this far (pixels) right of its left edge, or at its middle if it is narrower: the middle
 #: of a wide input field looks like any other blank.
 ANCHOR = 20.0
+#: Line heights between two letters' edges, and middles, from which on there is a blank whatever the tower says.
+WIDE_GAP, WIDE_STEP = 0.5, 1.3
 #: ``cells`` of entries that spell the name of a thing.
 SPELLED = -2
 #: Scalars that say where an entry lies (see :func:`place_of`).
@@ -202,7 +204,8 @@ def assemble(
     if n:
         last_of_segment[:-1] = lines.segment[1:] != lines.segment[:-1]
         last_of_row[:-1] = lines.row[1:] != lines.row[:-1]
-    follows = np.where(last_of_row, ROW_END, np.where(last_of_segment, GAP, np.where(ordered.blank > blank_threshold, BLANK, 0)))
+    apart = (ordered.blank > blank_threshold) | wide_gaps(ordered.boxes)
+    follows = np.where(last_of_row, ROW_END, np.where(last_of_segment, GAP, np.where(apart, BLANK, 0)))
     index = _text_index(ordered.classes[:, 0] if n else np.zeros(0, np.int64), last_of_segment, follows == BLANK, colon)
     extra = follows > 0
     slot = np.arange(n) + np.concatenate(([0], np.cumsum(extra)[:-1])) if n else np.zeros(0, np.int64)
@@ -236,6 +239,18 @@ def assemble(
     kinds = arrays["kind"]
     lexicon = Lexicon.of(chars, arrays["boxes"], row, kinds == THING, np.isin(kinds, (GAP, ROW_END)), arrays["cells"] == SPELLED)
     return VisualTokens(**arrays, lexicon=lexicon)
+
+
+def wide_gaps(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """[N] after which of the boxes [N, 4], in reading order, the next one is so far away that there must be a blank: pieces
+    set apart are no words of one text, so no blank was ever written between them. Middles count as well as edges, for
+    the narrow letters of a typewriter stand apart, too."""
+    out = np.zeros(len(boxes), bool)
+    if len(boxes) > 1:
+        height = np.minimum(boxes[1:, 3] - boxes[1:, 1], boxes[:-1, 3] - boxes[:-1, 1])
+        middle = (boxes[:, 0] + boxes[:, 2]) / 2
+        out[:-1] = (boxes[1:, 0] - boxes[:-1, 2] > WIDE_GAP * height) & (np.diff(middle) > WIDE_STEP * height)
+    return out
 
 
 def _text_index(classes: NDArray[np.int64], ends: NDArray[np.bool_], blank: NDArray[np.bool_], colon: int) -> NDArray[np.int64]:

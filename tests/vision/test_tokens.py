@@ -7,7 +7,7 @@ import torch
 from tests.vision.test_lines import line, page
 from vision.lines import Detections
 from vision.reader import ALPHABET, COLORS, THINGS, ReaderConfig, ReaderOutput
-from vision.tokens import ANCHOR, BLANK, CHAR, GAP, PLACE, ROW_END, SPELLED, THING, Things, assemble, detect, detect_things, place_of, text_of
+from vision.tokens import ANCHOR, BLANK, CHAR, GAP, PLACE, ROW_END, SPELLED, THING, Things, assemble, detect, detect_things, place_of, text_of, wide_gaps
 
 COLON = ALPHABET.index(":") + 1
 CONFIG = ReaderConfig()
@@ -142,6 +142,16 @@ def test_names_of_things_are_spelled_behind_them():
     assert "".join(ALPHABET[c - 1] for c in tokens.classes[tokens.kind == CHAR, 0]) == f"{color}circle"
     words = tokens.lexicon.roles[tokens.lexicon.holder]
     assert words[len(color) + 2, 1] == words[1, 0] > 0  # 'circle' knows the colour before it
+
+
+def test_pieces_set_apart_are_two_words_whatever_the_tower_says_of_blanks():
+    def at(*lefts, width=6.0):
+        return np.array([[x, 0, x + width, 10] for x in lefts], np.float32)
+
+    assert wide_gaps(at(0, 7, 21, 28)).tolist() == [False, True, False, False]
+    assert wide_gaps(at(0, 11, width=2.0)).tolist() == [False, False]  # narrow letters of a typewriter
+    assert wide_gaps(at(0, 16, width=2.0)).tolist() == [True, False]
+    assert wide_gaps(np.zeros((0, 4), np.float32)).tolist() == [] and wide_gaps(at(3)).tolist() == [False]
 
 
 def test_nothing_at_all():
