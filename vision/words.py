@@ -206,7 +206,7 @@ def _heads(roles: NDArray[np.int64], depth: NDArray[np.int64], row: NDArray[np.i
 def _segments_above(place: NDArray[np.float32], row: NDArray[np.int64], name: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The segment that each segment (boxes [G, 4]) stands under, -1 for none: of the next row up that has any over it, at most
     three lines away, the one with most of it above. Names of things stand under the name before."""
-    x0, y0, x1, y1 = (t[:, None] for t in place.T)
+    x0, y0, x1, _ = (t[:, None] for t in place.T)
     px0, py0, px1, py1 = place.T
     gap = y0 - (py0 + py1) / 2
     shared = np.minimum(x1, px1) - np.maximum(x0, px0)
