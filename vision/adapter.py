@@ -13,7 +13,7 @@ from vision.tokens import CHAR, KINDS, MAX_CHAR, MAX_SEGMENT_INDEX, MAX_WORD, PL
 from vision.words import DEPTHS, FEATURES, ROLES, RoleMixer
 
 #: Fields of a batch that are about words and their holders, not about entries.
-OF_WORDS = ("rows", "roles", "depth", "lead", "above", "ordinal")
+OF_WORDS = ("rows", "roles", "depth", "lead", "left", "above", "ordinal")
 
 
 @dataclass
@@ -24,7 +24,7 @@ class VisualBatch:
         features: [B, K, F] tower features at the entries' cells (zero where there is no cell).
         valid: [B, K] False on padding.
         rows: [W, FEATURES] words of all pictures, see :class:`vision.words.Lexicon`; roles: [H, ROLES], depth, lead,
-            above and ordinal: [H] of their holders; holder: [B, K].
+            left, above and ordinal: [H] of their holders; holder: [B, K].
     """
 
     features: Tensor
@@ -40,6 +40,7 @@ class VisualBatch:
     roles: Tensor
     depth: Tensor
     lead: Tensor
+    left: Tensor
     above: Tensor
     ordinal: Tensor
     holder: Tensor
@@ -77,10 +78,10 @@ class VisualBatch:
 
 
 def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, ...]:
-    """The lexicons of several pictures as one: (rows, roles, depth, lead, above, ordinal, holder [B, K])."""
+    """The lexicons of several pictures as one: (rows, roles, depth, lead, left, above, ordinal, holder [B, K])."""
     rows = [np.zeros((1, FEATURES), np.int64)]
     roles = [np.zeros((1, ROLES), np.int64)]
-    depth, lead, above, ordinal = ([np.zeros(1, np.int64)] for _ in range(4))
+    depth, lead, left, above, ordinal = ([np.zeros(1, np.int64)] for _ in range(5))
     holder = np.zeros((len(pages), k), np.int64)
     words = holders = 1
     for i, page in enumerate(pages):
@@ -89,12 +90,12 @@ def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, ...]:
         here = lexicon.roles[1:]
         roles.append(np.where(here > 0, here + words - 1, 0))
         depth.append(lexicon.depth[1:])
-        for joined, own in ((lead, lexicon.lead), (above, lexicon.above)):
+        for joined, own in ((lead, lexicon.lead), (left, lexicon.left), (above, lexicon.above)):
             joined.append(np.where(own[1:] > 0, own[1:] + holders - 1, 0))
         ordinal.append(lexicon.ordinal[1:])
         holder[i, : len(page)] = np.where(lexicon.holder > 0, lexicon.holder + holders - 1, 0)
         words, holders = words + len(lexicon.rows) - 1, holders + len(here)
-    return tuple(torch.from_numpy(a) for a in (*map(np.concatenate, (rows, roles, depth, lead, above, ordinal)), holder))
+    return tuple(torch.from_numpy(a) for a in (*map(np.concatenate, (rows, roles, depth, lead, left, above, ordinal)), holder))
 
 
 class ReaderAdapter(nn.Module):

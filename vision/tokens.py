@@ -237,8 +237,15 @@ def assemble(
     row = np.concatenate((first_row, row + first_row.max(initial=-1) + 1))
     chars = [alphabet[c - 1] if k == CHAR else "" for k, c in zip(arrays["kind"].tolist(), arrays["classes"][:, 0].tolist(), strict=True)]
     kinds = arrays["kind"]
-    lexicon = Lexicon.of(chars, arrays["boxes"], row, kinds == THING, np.isin(kinds, (GAP, ROW_END)), arrays["cells"] == SPELLED)
+    ends = np.isin(kinds, (GAP, ROW_END)) | _ends_label(chars)
+    lexicon = Lexicon.of(chars, arrays["boxes"], row, kinds == THING, ends, arrays["cells"] == SPELLED)
     return VisualTokens(**arrays, lexicon=lexicon)
+
+
+def _ends_label(chars: list[str]) -> NDArray[np.bool_]:
+    """[K] colons that end a label; those of a time of day, between digits, do not."""
+    inside = [before.isdigit() and after.isdigit() for before, after in zip(["", *chars[:-1]], [*chars[1:], ""], strict=True)]
+    return np.array([c == ":" and not held for c, held in zip(chars, inside, strict=True)], bool)
 
 
 def wide_gaps(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -32,17 +32,17 @@ def match(lexicon, key, item):
     embed, matcher = WordEmbedding(32), WordMatch(KEY_WORDS)
     keys = np.zeros((1, KEY_WORDS, FEATURES), np.int64)
     keys[0, 0] = features_of(key)
-    arrays = [torch.from_numpy(a) for a in (lexicon.rows, lexicon.roles, lexicon.lead, lexicon.above, lexicon.ordinal)]
-    return matcher(embed(torch.from_numpy(keys)), torch.tensor([item]), embed(arrays[0]), *arrays[1:])[0]
+    labels = {name: torch.from_numpy(getattr(lexicon, name)) for name in ("roles", "lead", "left", "above", "ordinal")}
+    return matcher(embed(torch.from_numpy(keys)), torch.tensor([item]), embed(torch.from_numpy(lexicon.rows)), labels)
 
 
 def test_items_stand_below_their_head_whatever_is_above_it():
     lines = [{0: "Members of it"}, {0: "full name", 200: "price"}, {0: "ann", 220: "11"}, {0: "bob", 190: "22222"}, {0: "cid d", 220: "33"}]
     lexicon, words = page(lines)
     for item, word in enumerate(("ann", "bob", "cid"), 1):
-        assert words[int(match(lexicon, "name", item).argmax())] == word
+        assert words[int(match(lexicon, "name", item).hint.argmax())] == word
     for item, word in enumerate(("11", "22222", "33"), 1):
-        assert words[int(match(lexicon, "price", item).argmax())] == word
+        assert words[int(match(lexicon, "price", item).hint.argmax())] == word
 
 
 def test_names_of_things_stand_under_each_other_in_their_order():
@@ -51,5 +51,15 @@ def test_names_of_things_stand_under_each_other_in_their_order():
     assert words[lexicon.above[place["star"]]] == "square" and words[lexicon.above[place["blue"]]] == "red"
     assert lexicon.above[1] == 0 and lexicon.ordinal[place["circle"]] == 1 and lexicon.ordinal[place["star"]] == 3
     assert lexicon.ordinal[place["text"]] == 0
-    scores = match(lexicon, "colour", 2)
+    scores = match(lexicon, "colour", 2).hint[0]
     assert scores[place["blue"]] > scores[place["star"]] and scores[place["square"]] > scores[place["circle"]]
+
+
+def test_whole_phrases_say_whether_a_key_is_on_the_page():
+    lexicon, words = page([{0: "tax amount", 200: "7"}, {0: "net amount", 200: "9"}, {0: "seat"}, {0: "12 B"}])
+    place = {word: i for i, word in enumerate(words)}
+    asked = match(lexicon, "seat", 0)
+    assert words[int(asked.hint.argmax())] == "12" and asked.label[0, place["12"]] > 0.99
+    assert asked.label[0, place["B"]] == 0  # values start where phrases do
+    assert match(lexicon, "gate", 0).label.max() < 0.7
+    assert lexicon.left[place["7"]] == place["tax"] and lexicon.left[place["tax"]] == 0

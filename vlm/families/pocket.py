@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -95,21 +95,21 @@ class Words:
     word: Tensor
 
 
+_HOLDERS = ("roles", "lead", "left", "above", "ordinal")
+
+
 @dataclass
 class Labels:
     """Words of the pages behind prompts, for :class:`vision.words.WordMatch`.
 
     Attributes:
-        words: [W, D]; roles: [H, ROLES], lead, above and ordinal: [H] of the holders, see :class:`vision.words.Lexicon`.
+        words: [W, D]. holders: by name, roles [H, ROLES], lead, left, above and ordinal [H], see :class:`vision.words.Lexicon`.
         starts: [B, P] holder whose first entry this is, 0 for none.
         over: [B, P] first entry of the word above the one that starts here, -1 for none (see ``Lexicon.above``).
     """
 
     words: Tensor
-    roles: Tensor
-    lead: Tensor
-    above: Tensor
-    ordinal: Tensor
+    holders: Mapping[str, Tensor]
     starts: Tensor
     over: Tensor
 
@@ -121,14 +121,15 @@ class Labels:
         first = torch.full_like(visual.above, -1)
         first[starts[row, entry]] = entry
         over = first[visual.above[starts]].masked_fill(starts == 0, -1)
-        return cls(words, visual.roles, visual.lead, visual.above, visual.ordinal, starts, over)
+        return cls(words, {name: getattr(visual, name) for name in _HOLDERS}, starts, over)
 
     @classmethod
     def none(cls, shape: torch.Size, words: Tensor) -> Labels:
         """Of prompts [B, P] without pictures; `words` [1, D] is 'no word'."""
         nothing = torch.zeros(1, dtype=torch.long, device=words.device)
         starts = torch.zeros(shape, dtype=torch.long, device=words.device)
-        return cls(words, torch.zeros(1, ROLES, dtype=torch.long, device=words.device), nothing, nothing, nothing, starts, starts - 1)
+        holders = {name: nothing.expand(1, ROLES) if name == "roles" else nothing for name in _HOLDERS}
+        return cls(words, holders, starts, starts - 1)
 
     def select(self, rows: Tensor) -> Labels:
         """The given rows."""
@@ -272,12 +273,13 @@ class PocketModel(nn.Module):
         embedding is part of what is added to the states."""
         asked = slots.slot[slots.index == 1]  # [S]
         unique, back = asked.unique(return_inverse=True)
-        match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.roles, labels.lead, labels.above, labels.ordinal)  # [U, H]
+        match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.holders)
         starts = labels.starts[row]
-        hint = (match[:, starts] * (starts > 0))[back]
+        hint, label = ((told[:, starts] * (starts > 0))[back] for told in (match.hint, match.label))
         number = torch.isin(slots.kind[asked], _NUMBERS.to(asked.device))
         chain = Chain(_before(asked, slots.previous[asked]), slots.item[asked], labels.over[row])
-        pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint, number, asked > 0, chain)
+        best = label.amax(1) if label.shape[1] else label.sum(1)
+        pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint, best, number, asked > 0, chain)
         return pointing, seen + pointing.copied.to(seen.dtype) @ self.backbone.token_embed.weight.to(seen.dtype)
 
     def cell_logits(self, hidden: Tensor, copied: Tensor) -> Tensor:
