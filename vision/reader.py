@@ -23,9 +23,11 @@ ALPHABET = "".join(chr(c) for c in range(33, 127)) + "£€"
 COLORS = (
     "black", "gray", "white", "red", "green", "blue", "yellow", "teal", "brown", "orange", "purple", "pink",
 )  # fmt: skip
+#: Objects of scenes, which have a colour; they are the first of the things.
+SHAPES = ("circle", "triangle", "square", "rectangle", "star", "diamond")
 #: Objects and widgets the tower can name, in class order; class 0 is 'nothing'.
 THINGS = (
-    "circle", "triangle", "square", "rectangle", "star", "diamond", "button", "field", "checkbox", "radio", "toggle",
+    *SHAPES, "button", "field", "checkbox", "radio", "toggle",
     "dropdown", "link", "tab", "menu_item", "cell", "slider", "generic", "icon:other", "icon:search", "icon:menu",
     "icon:close", "icon:plus", "icon:trash", "icon:gear", "icon:home", "icon:user", "icon:bell", "icon:heart",
     "icon:star", "icon:mail", "icon:arrow_left", "icon:arrow_right", "icon:arrow_up", "icon:arrow_down", "icon:check",

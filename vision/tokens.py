@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from vision.lines import Arrangement, Detections, arrange, suppress
-from vision.reader import ALPHABET, COLORS, STRIDE, THINGS, ReaderOutput
+from vision.reader import ALPHABET, COLORS, SHAPES, STRIDE, THINGS, ReaderOutput
 from vision.words import Lexicon
 
 #: What an entry is.
@@ -139,6 +139,7 @@ def detect_things(output: ReaderOutput, row: int = 0, threshold: float = 0.15) -
     w, h = lw.clamp(-3, 6).exp() * STRIDE, lh.clamp(-3, 6).exp() * STRIDE
     boxes = torch.stack((x0, cy - h / 2, x0 + w, cy + h / 2), dim=-1).numpy()
     colors = output.colors[row].float()[1:, y, x].argmax(dim=0) + 1
+    colors[classes[y, x] >= len(SHAPES)] = 0  # widgets have no colour that was ever told
     found = Things(boxes, (classes[y, x] + 1).numpy(), colors.numpy(), score[y, x].numpy(), (y * width + x).numpy())
     keep = _distinct(found)
     return Things(found.boxes[keep], found.classes[keep], found.colors[keep], found.score[keep], found.cells[keep])
