@@ -245,8 +245,9 @@ def assemble(
 
 def _ends_label(chars: list[str]) -> NDArray[np.bool_]:
     """[K] colons that end a label; those of a time of day, between digits, do not."""
-    inside = [before.isdigit() and after.isdigit() for before, after in zip(["", *chars[:-1]], [*chars[1:], ""], strict=True)]
-    return np.array([c == ":" and not held for c, held in zip(chars, inside, strict=True)], bool)
+    around = zip(["", *chars], [*chars[1:], ""], strict=False)
+    inside = [before.isdigit() and after.isdigit() for before, after in around]
+    return np.array([c == ":" and not held for c, held in zip(chars, inside, strict=False)], bool)
 
 
 def wide_gaps(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
