@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vision.tokens import KINDS, MAX_CHAR, MAX_SEGMENT_INDEX, MAX_WORD, PLACE, VisualTokens
+from vision.tokens import CHAR, KINDS, MAX_CHAR, MAX_SEGMENT_INDEX, MAX_WORD, PLACE, THING, VisualTokens
 from vision.words import DEPTHS, FEATURES, ROLES, RoleMixer
+
+#: Fields of a batch that are about words and their holders, not about entries.
+OF_WORDS = ("rows", "roles", "depth", "lead", "left", "above", "ordinal")
 
 
 @dataclass
@@ -20,8 +23,8 @@ class VisualBatch:
     Attributes:
         features: [B, K, F] tower features at the entries' cells (zero where there is no cell).
         valid: [B, K] False on padding.
-        rows: [W, FEATURES] words of all pictures, see :class:`vision.words.Lexicon`; roles: [H, ROLES] and
-            depth: [H] of their holders; holder: [B, K].
+        rows: [W, FEATURES] words of all pictures, see :class:`vision.words.Lexicon`; roles: [H, ROLES], depth, lead,
+            left, above and ordinal: [H] of their holders; holder: [B, K].
     """
 
     features: Tensor
@@ -36,12 +39,16 @@ class VisualBatch:
     rows: Tensor
     roles: Tensor
     depth: Tensor
+    lead: Tensor
+    left: Tensor
+    above: Tensor
+    ordinal: Tensor
     holder: Tensor
 
     def packed(self) -> VisualBatch:
         """The valid entries of all pictures end to end: [T, ...] instead of [B, K, ...]."""
         flat = {f.name: getattr(self, f.name) for f in fields(self)}
-        return VisualBatch(**{n: t if n in ("rows", "roles", "depth") else t[self.valid] for n, t in flat.items()})
+        return VisualBatch(**{n: t if n in OF_WORDS else t[self.valid] for n, t in flat.items()})
 
     @classmethod
     def collate(cls, rows: list[VisualTokens], features: list[Tensor | None], width: int) -> VisualBatch:
@@ -64,17 +71,17 @@ class VisualBatch:
                 cells = torch.from_numpy(r.cells)
                 has = cells >= 0
                 gathered[i, : len(r)][has] = maps.flatten(1)[:, cells[has]].T.float()
-        words, roles, depth, holder = _joined(rows, k)
         return cls(
             gathered, padded("kind"), padded("classes"), padded("probs"), padded("color"), padded("place"), padded("index"),
-            padded("score"), valid, words, roles, depth, holder,
+            padded("score"), valid, *_joined(rows, k),
         )  # fmt: skip
 
 
-def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The lexicons of several pictures as one: (rows, roles, depth, holder [B, K])."""
+def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, ...]:
+    """The lexicons of several pictures as one: (rows, roles, depth, lead, left, above, ordinal, holder [B, K])."""
     rows = [np.zeros((1, FEATURES), np.int64)]
-    roles, depth = [np.zeros((1, ROLES), np.int64)], [np.zeros(1, np.int64)]
+    roles = [np.zeros((1, ROLES), np.int64)]
+    depth, lead, left, above, ordinal = ([np.zeros(1, np.int64)] for _ in range(5))
     holder = np.zeros((len(pages), k), np.int64)
     words = holders = 1
     for i, page in enumerate(pages):
@@ -83,10 +90,12 @@ def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, Tensor, Tensor, 
         here = lexicon.roles[1:]
         roles.append(np.where(here > 0, here + words - 1, 0))
         depth.append(lexicon.depth[1:])
+        for joined, own in ((lead, lexicon.lead), (left, lexicon.left), (above, lexicon.above)):
+            joined.append(np.where(own[1:] > 0, own[1:] + holders - 1, 0))
+        ordinal.append(lexicon.ordinal[1:])
         holder[i, : len(page)] = np.where(lexicon.holder > 0, lexicon.holder + holders - 1, 0)
         words, holders = words + len(lexicon.rows) - 1, holders + len(here)
-    arrays = (np.concatenate(rows), np.concatenate(roles), np.concatenate(depth), holder)
-    return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), torch.from_numpy(arrays[2]), torch.from_numpy(arrays[3])
+    return tuple(torch.from_numpy(a) for a in (*map(np.concatenate, (rows, roles, depth, lead, left, above, ordinal)), holder))
 
 
 class ReaderAdapter(nn.Module):
@@ -140,8 +149,8 @@ class ReaderAdapter(nn.Module):
         Returns:
             [B, K, D].
         """
-        is_thing = (batch.kind == 4).unsqueeze(-1)
-        is_char = (batch.kind == 0).unsqueeze(-1)
+        is_thing = (batch.kind == THING).unsqueeze(-1)
+        is_char = (batch.kind == CHAR).unsqueeze(-1)
         chars = torch.where(is_char, batch.classes, 0)
         text = (class_embed[chars] * batch.probs.unsqueeze(-1)).sum(-2) * is_char
         thing = (self.thing_embed(torch.where(is_thing[..., 0], batch.classes[..., 0], 0)) + self.color_embed(batch.color)) * is_thing

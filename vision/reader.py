@@ -23,9 +23,11 @@ ALPHABET = "".join(chr(c) for c in range(33, 127)) + "£€"
 COLORS = (
     "black", "gray", "white", "red", "green", "blue", "yellow", "teal", "brown", "orange", "purple", "pink",
 )  # fmt: skip
+#: Objects of scenes, which have a colour; they are the first of the things.
+SHAPES = ("circle", "triangle", "square", "rectangle", "star", "diamond")
 #: Objects and widgets the tower can name, in class order; class 0 is 'nothing'.
 THINGS = (
-    "circle", "triangle", "square", "rectangle", "star", "diamond", "button", "field", "checkbox", "radio", "toggle",
+    *SHAPES, "button", "field", "checkbox", "radio", "toggle",
     "dropdown", "link", "tab", "menu_item", "cell", "slider", "generic", "icon:other", "icon:search", "icon:menu",
     "icon:close", "icon:plus", "icon:trash", "icon:gear", "icon:home", "icon:user", "icon:bell", "icon:heart",
     "icon:star", "icon:mail", "icon:arrow_left", "icon:arrow_right", "icon:arrow_up", "icon:arrow_down", "icon:check",
@@ -113,10 +115,16 @@ def _down(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class ReaderTower(nn.Module):
-    """Fully convolutional: any picture whose sides are multiples of 8 pixels."""
+    """Fully convolutional: any picture whose sides are multiples of 8 pixels.
+
+    Attributes:
+        steady: whether training, too, normalises by the running statistics. A batch of one kind of picture has other
+            statistics than the mixture: what is learned with them does not hold when single pictures are read.
+    """
 
     def __init__(self, config: ReaderConfig | None = None) -> None:
         super().__init__()
+        self.steady = False
         self.config = c = config or ReaderConfig()
         self.stem = nn.Sequential(
             _down(3, c.stem[0]),
@@ -126,6 +134,14 @@ class ReaderTower(nn.Module):
         self.body = nn.Sequential(_down(c.stem[1], c.width), *(_Block(c.width) for _ in range(c.blocks)))
         self.sizes = (2 * (1 + len(c.alphabet)), 8, 2, 1 + len(c.things), 1 + len(c.colors), 4)
         self.head = nn.Conv2d(c.width, sum(self.sizes), 1)
+
+    def train(self, mode: bool = True) -> ReaderTower:
+        """Training or evaluation mode; with `steady`, norms stay in evaluation mode."""
+        super().train(mode)
+        for module in self.modules():
+            if self.steady and isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
     def forward(self, pixels: Tensor) -> ReaderOutput:
         """Encode and read.

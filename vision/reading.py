@@ -6,7 +6,7 @@ and only the cells of its core are kept, so the maps are those of the whole page
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -53,7 +53,7 @@ class Reading:
 
 @dataclass
 class _Look:
-    """One pass over the page resized to `size`; `features` [cells, F] are those of all cells."""
+    """One pass over the page resized to `size`; `features` [cells, F] are those of all cells that its finds may name."""
 
     found: Detections
     things: Things
@@ -84,13 +84,24 @@ def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bo
     if rescale and int((look.found.score > SURE).sum()) >= ENOUGH:
         wanted = min(better_scale(look.found.boxes[look.found.score > SURE], scale), most)
         if abs(np.log(wanted / scale)) > 0.1:
+            again = _look(tower, image, wanted)
+            # small print is read enlarged, but widgets are known at the size they have beside small print
+            look = _with_things_of(again, look) if wanted > scale else again
             scale = wanted
-            look = _look(tower, image, scale)
     tokens = assemble(look.found, look.things, look.size, colon)
     features = torch.zeros(len(tokens), look.features.shape[1])
     cells = torch.from_numpy(tokens.cells)
     features[cells >= 0] = look.features[cells[cells >= 0]]
     return Reading(tokens.scaled(width / look.size[0], height / look.size[1]), features, (width, height), scale)
+
+
+def _with_things_of(look: _Look, other: _Look) -> _Look:
+    """`look` with the things of `other`, in its own pixels; their cells are counted behind its own."""
+    sx, sy = look.size[0] / other.size[0], look.size[1] / other.size[1]
+    things = replace(
+        other.things, boxes=other.things.boxes * np.array([sx, sy, sx, sy], np.float32), cells=other.things.cells + len(look.features)
+    )
+    return replace(look, things=things, features=torch.cat((look.features, other.features)))
 
 
 def better_scale(boxes: NDArray[np.float32], scale: float) -> float:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from vision.lines import Arrangement, Detections, arrange, suppress
-from vision.reader import ALPHABET, COLORS, STRIDE, THINGS, ReaderOutput
+from vision.reader import ALPHABET, COLORS, SHAPES, STRIDE, THINGS, ReaderOutput
 from vision.words import Lexicon
 
 #: What an entry is.
@@ -26,6 +26,8 @@ MAX_SEGMENT_INDEX, MAX_WORD, MAX_CHAR = 95, 15, 23
 #: A thing is found at the cell this far (pixels) right of its left edge, or at its middle if it is narrower: the middle
 #: of a wide input field looks like any other blank.
 ANCHOR = 20.0
+#: Line heights between two letters' edges, and middles, from which on there is a blank whatever the tower says.
+WIDE_GAP, WIDE_STEP = 0.5, 1.3
 #: ``cells`` of entries that spell the name of a thing.
 SPELLED = -2
 #: Scalars that say where an entry lies (see :func:`place_of`).
@@ -137,6 +139,7 @@ def detect_things(output: ReaderOutput, row: int = 0, threshold: float = 0.15) -
     w, h = lw.clamp(-3, 6).exp() * STRIDE, lh.clamp(-3, 6).exp() * STRIDE
     boxes = torch.stack((x0, cy - h / 2, x0 + w, cy + h / 2), dim=-1).numpy()
     colors = output.colors[row].float()[1:, y, x].argmax(dim=0) + 1
+    colors[classes[y, x] >= len(SHAPES)] = 0  # widgets have no colour that was ever told
     found = Things(boxes, (classes[y, x] + 1).numpy(), colors.numpy(), score[y, x].numpy(), (y * width + x).numpy())
     keep = _distinct(found)
     return Things(found.boxes[keep], found.classes[keep], found.colors[keep], found.score[keep], found.cells[keep])
@@ -202,7 +205,8 @@ def assemble(
     if n:
         last_of_segment[:-1] = lines.segment[1:] != lines.segment[:-1]
         last_of_row[:-1] = lines.row[1:] != lines.row[:-1]
-    follows = np.where(last_of_row, ROW_END, np.where(last_of_segment, GAP, np.where(ordered.blank > blank_threshold, BLANK, 0)))
+    apart = (ordered.blank > blank_threshold) | wide_gaps(ordered.boxes)
+    follows = np.where(last_of_row, ROW_END, np.where(last_of_segment, GAP, np.where(apart, BLANK, 0)))
     index = _text_index(ordered.classes[:, 0] if n else np.zeros(0, np.int64), last_of_segment, follows == BLANK, colon)
     extra = follows > 0
     slot = np.arange(n) + np.concatenate(([0], np.cumsum(extra)[:-1])) if n else np.zeros(0, np.int64)
@@ -233,7 +237,29 @@ def assemble(
     arrays = {name: np.concatenate((first[name], text[name])) for name in text}
     row = np.concatenate((first_row, row + first_row.max(initial=-1) + 1))
     chars = [alphabet[c - 1] if k == CHAR else "" for k, c in zip(arrays["kind"].tolist(), arrays["classes"][:, 0].tolist(), strict=True)]
-    return VisualTokens(**arrays, lexicon=Lexicon.of(chars, arrays["boxes"], row, arrays["kind"] == THING))
+    kinds = arrays["kind"]
+    ends = np.isin(kinds, (GAP, ROW_END)) | _ends_label(chars)
+    lexicon = Lexicon.of(chars, arrays["boxes"], row, kinds == THING, ends, arrays["cells"] == SPELLED)
+    return VisualTokens(**arrays, lexicon=lexicon)
+
+
+def _ends_label(chars: list[str]) -> NDArray[np.bool_]:
+    """[K] colons that end a label; those of a time of day, between digits, do not."""
+    around = zip(["", *chars], [*chars[1:], ""], strict=False)
+    inside = [before.isdigit() and after.isdigit() for before, after in around]
+    return np.array([c == ":" and not held for c, held in zip(chars, inside, strict=False)], bool)
+
+
+def wide_gaps(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """[N] after which of the boxes [N, 4], in reading order, the next one is so far away that there must be a blank: pieces
+    set apart are no words of one text, so no blank was ever written between them. Middles count as well as edges, for
+    the narrow letters of a typewriter stand apart, too."""
+    out = np.zeros(len(boxes), bool)
+    if len(boxes) > 1:
+        height = np.minimum(boxes[1:, 3] - boxes[1:, 1], boxes[:-1, 3] - boxes[:-1, 1])
+        middle = (boxes[:, 0] + boxes[:, 2]) / 2
+        out[:-1] = (boxes[1:, 0] - boxes[:-1, 2] > WIDE_GAP * height) & (np.diff(middle) > WIDE_STEP * height)
+    return out
 
 
 def _text_index(classes: NDArray[np.int64], ends: NDArray[np.bool_], blank: NDArray[np.bool_], colon: int) -> NDArray[np.int64]:

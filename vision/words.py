@@ -13,7 +13,7 @@ to a value. A widget knows the words inside it, too.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,6 +28,8 @@ BUCKETS, FEATURES = 4096, 6
 #: three of the head of its column (the word at the top of the lines it stands under, the one before and the one after).
 BEFORE, ABOVE, INSIDE, HEAD = 3, 3, 3, 3
 ROLES = 1 + BEFORE + ABOVE + INSIDE + HEAD
+#: Words of a head that are compared with a key.
+HEAD_WORDS = 3
 #: Rows below the head of a column that are told apart.
 DEPTHS = 20
 
@@ -82,20 +84,32 @@ class Lexicon:
         roles: [1 + N, ROLES] words (0: none) of each holder; holder 0 has none. Holders are words and widgets.
         holder: [K] holder of each entry of the page, 0 for none.
         depth: [1 + N] how many rows each holder lies below the head of its column, 0 for heads and widgets.
+        lead: [1 + N] the first word of each word's phrase (a piece of a row without a gap or colon, the name of a thing), as a
+            holder. left: [1 + N] the first word of the phrase before on the row.
+        above: [1 + N] the word at the same place of the phrase above, which for names is the name of the thing before, as a
+            holder. ordinal: [1 + N] 1 + number of the thing whose name a word is part of. 0 for none in all four.
     """
 
     rows: NDArray[np.int64]
     roles: NDArray[np.int64]
     holder: NDArray[np.int64]
     depth: NDArray[np.int64]
+    lead: NDArray[np.int64]
+    left: NDArray[np.int64]
+    above: NDArray[np.int64]
+    ordinal: NDArray[np.int64]
 
     @classmethod
-    def of(cls, chars: Sequence[str], boxes: NDArray[np.float32], row: NDArray[np.int64], widget: NDArray[np.bool_]) -> Lexicon:
+    def of(
+        cls, chars: Sequence[str], boxes: NDArray[np.float32], row: NDArray[np.int64], widget: NDArray[np.bool_],
+        gap: NDArray[np.bool_], spelled: NDArray[np.bool_],
+    ) -> Lexicon:  # fmt: skip
         """Find the words of a page and their neighbours.
 
         Args:
             chars: [K] character of each entry in reading order, '' for entries that are none.
             boxes: [K, 4]. row: [K] number of the entry's row, -1 for widgets. widget: [K] which entries are widgets.
+            gap: [K] entries that end a phrase. spelled: [K] entries of the names of widgets; their row is the widget's number.
         """
         words, of = split_words(chars)
         count = len(words)
@@ -104,7 +118,7 @@ class Lexicon:
         holder[widgets] = count + 1 + np.arange(len(widgets))
         roles = np.zeros((1 + count + len(widgets), ROLES), np.int64)
         rows = np.concatenate((np.zeros((1, FEATURES), np.int64), rows_of(words)))
-        depth = np.zeros(len(roles), np.int64)
+        depth, lead, left, above, ordinal = (np.zeros(len(roles), np.int64) for _ in range(5))
         if count:
             place = _word_boxes(boxes, of, count)
             first = _first_of(of, count)
@@ -115,7 +129,21 @@ class Lexicon:
             _before_widgets(roles, boxes[widgets], place, count)
             _above(roles, boxes[widgets], place, count + 1)
             _inside(roles, boxes[widgets], place, count + 1)
-        return cls(rows, roles, holder, depth)
+            phrase = np.cumsum(gap)[first]  # of each word; a gap is no part of a word
+            leads = np.concatenate(([True], phrase[1:] != phrase[:-1]))
+            start = np.maximum.accumulate(np.where(leads, np.arange(count), 0))  # first word of each word's phrase
+            lead[1 : count + 1] = start + 1
+            heads, mine = np.flatnonzero(leads), np.cumsum(leads) - 1
+            follows = np.concatenate(([False], row[first][heads[1:]] == row[first][heads[:-1]]))
+            left[1 : count + 1] = np.where(follows, np.concatenate(([0], heads[:-1] + 1)), 0)[mine]
+            over = _phrases_above(_word_boxes(place, mine, len(heads)), row[first][heads], spelled[first][heads])
+            sizes = np.diff([*heads, count])
+            behind = np.arange(count) - start  # place in the phrase
+            has = (over[mine] >= 0) & (behind < sizes[over[mine]])
+            above[1 : count + 1] = np.where(has, heads[over[mine]] + behind + 1, 0)
+            names = spelled[first][heads]
+            ordinal[1 : count + 1] = (np.cumsum(names) * names)[mine]
+        return cls(rows, roles, holder, depth, lead, left, above, ordinal)
 
 
 def _first_of(of: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -176,6 +204,22 @@ def _heads(roles: NDArray[np.int64], depth: NDArray[np.int64], row: NDArray[np.i
     beside = np.stack((head[1:] - 1, head[1:], np.minimum(head[1:] + 1, count)), axis=1)
     same = (lines[beside] == lines[head[1:], None]) & (beside > 0) & under[:, None]
     roles[1 : count + 1, ROLES - HEAD :] = np.where(same, beside, 0)
+
+
+def _phrases_above(place: NDArray[np.float32], row: NDArray[np.int64], name: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The phrase that each phrase (boxes [G, 4]) stands under, -1 for none: of the next row up that has any over it, at most
+    three lines away, the one with most of it above. Names of things stand under the name before."""
+    x0, y0, x1, _ = (t[:, None] for t in place.T)
+    px0, py0, px1, py1 = place.T
+    gap = y0 - (py0 + py1) / 2
+    shared = np.minimum(x1, px1) - np.maximum(x0, px0)
+    over = (gap > 0) & (gap < 3.2 * np.maximum(py1 - py0, 1.0)) & (shared > 0) & ~name
+    nearest = np.where(over, row, -1).max(axis=1, keepdims=True)
+    out = np.where(over & (row == nearest), shared, -1.0).argmax(axis=1)
+    out = np.where(over.any(axis=1), out, -1)
+    names = np.flatnonzero(name)
+    out[names] = np.concatenate(([-1], names[:-1]))[: len(names)]
+    return out
 
 
 def _before_widgets(roles: NDArray[np.int64], boxes: NDArray[np.float32], place: NDArray[np.float32], count: int) -> None:
@@ -245,13 +289,27 @@ class RoleMixer(nn.Module):
         return out
 
 
+@dataclass
+class Match:
+    """Where S keys are spelled, among N holders.
+
+    Attributes:
+        hint: [S, N] how much speaks for a value that starts at a holder.
+        label: [S, N] how well the holder's label spells the key: about 1 when it does, 0 when nothing does.
+    """
+
+    hint: Tensor
+    label: Tensor
+
+
 class WordMatch(nn.Module):
     """How well the words around a holder spell a key: what a label has in common with what is asked for.
 
     The similarity of two words is the cosine of their vectors, so equal words match before anything is learned; synonyms
     come to match as the table learns. Which word of the key should stand in which role is learned: one weight for each pair.
+    Phrases are compared as wholes, too: the one before and the one above a phrase are what it may be the value of.
 
-    In an array the value of item i stands i rows below a head that spells the key.
+    In an array the value of item i stands i rows below a head that spells the key, or in the name of the i-th thing.
 
     Args:
         key_words: words of a key that are compared, last word first.
@@ -265,23 +323,49 @@ class WordMatch(nn.Module):
         weight[:, 1 + BEFORE : 1 + BEFORE + ABOVE] = 0.7
         weight[:, 0] = -1.0  # the label itself is not the value
         self.weight = nn.Parameter(weight)
-        self.head = nn.Parameter(torch.tensor(4.0))
-        self.rows = nn.Parameter(torch.tensor([-2.0, -1.0, 2.0, -1.0, -2.0]))  # two or more above the wanted row ... two or more below
+        self.phrase = nn.Parameter(torch.tensor([3.0, 2.5, -1.5]))  # of the phrase before, the phrase above, the phrase itself
+        self.general = nn.Parameter(torch.tensor(0.15))  # of single words in arrays, where labels are heads
+        self.head = nn.Parameter(torch.tensor(2.0))  # of a phrase whose head spells the key, and of its first word
+        self.lead = nn.Parameter(torch.tensor(4.0))
+        self.rows = nn.Parameter(torch.tensor([-2.0, -1.0, 2.0, -1.0, -2.0]))  # of things: two or more before the wanted one ... behind
 
-    def forward(self, keys: Tensor, item: Tensor, words: Tensor, roles: Tensor, depth: Tensor) -> Tensor:
-        """Match [S, N] of S keys with N holders.
+    def forward(self, keys: Tensor, item: Tensor, words: Tensor, labels: Mapping[str, Tensor]) -> Match:
+        """Match S keys with N holders.
 
         Args:
             keys: [S, KEY_WORDS, D]. item: [S] 1 + place in an array, 0 outside arrays.
-            words: [W, D]. roles: [N, ROLES] and depth: [N] of the holders.
+            words: [W, D]. labels: roles [N, ROLES], lead, left, above and ordinal [N] of the holders (:class:`Lexicon`).
         """
+        roles, lead, left, above, ordinal = (labels[n] for n in ("roles", "lead", "left", "above", "ordinal"))
         keys, words = (torch.nn.functional.normalize(t.float(), dim=-1, eps=1e-4) for t in (keys, words))
         alike = torch.relu(keys @ words.T)  # [S, KEY_WORDS, W]
         weighted = torch.einsum("skw,kr->srw", alike, self.weight)  # [S, ROLES, W]
         out: Tensor = weighted.gather(2, roles.T.expand(len(keys), -1, -1)).sum(1)
-        inside = item > 0
-        if bool(inside.any()):
-            named = alike[:, :2].amax(1)[:, roles[:, ROLES - HEAD :]].amax(-1)  # [S, N]
-            away = (depth - item.unsqueeze(1)).clamp(-2, 2) + 2
-            out = out + (self.head * named + self.rows[away]) * inside.unsqueeze(1)
-        return out
+        first = (lead == torch.arange(len(lead), device=lead.device)) & (lead > 0)
+        phrases = torch.zeros(len(lead), words.shape[1], device=words.device).index_add(0, lead, words[roles[:, 0]])
+        whole = [torch.nn.functional.normalize(t, dim=-1, eps=1e-4) for t in (keys.sum(1), phrases)]
+        spelled = torch.relu(whole[0] @ whole[1].T) * first  # [S, N]
+        before, over = (spelled[:, t] * (t > 0) * first for t in (left, lead[above]))
+        label = torch.maximum(before, over)
+        single = out + self.phrase[0] * before + self.phrase[1] * over + self.phrase[2] * spelled
+        inside = (item > 0).unsqueeze(1)
+        if not bool(inside.any()):
+            return Match(single, label)
+        named = self._under_heads(alike[:, :2].amax(1), item, roles, lead, above)
+        away = self.rows[(ordinal - item.unsqueeze(1)).clamp(-2, 2) + 2] * (ordinal > 0)
+        listed = self.general * out + (self.head + self.lead * first) * named + away
+        found = torch.maximum(named, (ordinal == item.unsqueeze(1)).to(named.dtype))
+        return Match(torch.where(inside, listed, single), torch.where(inside, found, label))
+
+    @staticmethod
+    def _under_heads(alike: Tensor, item: Tensor, roles: Tensor, lead: Tensor, above: Tensor) -> Tensor:
+        """[S, N] likeness [S, W] of the best word of the phrase that stands `item` [S] phrases above a holder."""
+        ways = [lead]
+        for _ in range(int(item.max())):
+            ways.append(above[ways[-1]])
+        head = torch.stack(ways)[item]  # [S, N] first word of it
+        named = torch.zeros(head.shape, device=alike.device)
+        for j in range(HEAD_WORDS):
+            word = (head + j).clamp_max(len(lead) - 1)
+            named = torch.maximum(named, alike.gather(1, roles[word, 0]) * ((head > 0) & (lead[word] == head)))
+        return named

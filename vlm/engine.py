@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -174,7 +174,7 @@ class PocketDenoiser:
         self.behind = PackedMemory(PackedPrefix(flat(cache.keys), flat(cache.values), hidden, bounds_of(lengths)), prefix.memory, prefix.labels, lengths)
 
     def _set(self, table: SlotTable) -> None:
-        self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
+        self._slot, self._slots = torch.from_numpy(table.slot), Slots.of(torch.zeros(0), table)
 
     def lay_out(self, scaffolds: Sequence[Scaffold]) -> None:
         """From now on the canvases have these scaffolds, one a row; raises ContextLengthError when one is too long."""
@@ -190,7 +190,7 @@ class PocketDenoiser:
         kept = canvas.valid & cells.any(dim=1, keepdim=True) & ~spare_pads(canvas)
         counts = kept.sum(dim=1)
         rows = counts.nonzero(as_tuple=True)[0].tolist()
-        slots = Slots(canvas.slot_index[kept], self._slot.expand_as(kept)[kept], self._keys, self._kind, self._item)
+        slots = replace(self._slots, index=canvas.slot_index[kept], slot=self._slot.expand_as(kept)[kept])
         with torch.autocast(canvas.ids.device.type, torch.bfloat16, enabled=self.half):
             found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
         chances = torch.softmax(found.scores, dim=-1)

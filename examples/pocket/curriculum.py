@@ -19,7 +19,7 @@ def _rows(pack: str) -> list[dict]:  # type: ignore[type-arg]
 
 
 #: Shares of first pages, documents, screens and scenes in each stage; the last is what remains.
-STAGES = {"first": (0.9, 0.0, 0.05), "full": (0.1, 0.54, 0.14)}
+STAGES = {"first": (0.9, 0.0, 0.05), "full": (0.06, 0.52, 0.16)}
 
 
 def draw(rng: np.random.Generator, stage: str = "full") -> Sample:

@@ -253,7 +253,7 @@ def receipt(rng: Rng, held_out: bool) -> Sample:
         for _ in range(int(rng.integers(1, 3))):
             header(pen.fits(" ".join(str(rng.choice(COMMON)) for _ in range(4)).upper(), span))
     _crop(pen)
-    return Sample(pen.page, None, [], _queries(facts, rng, held_out, [query] if rng.random() < 0.2 and items else None), "receipt", _usable(facts))
+    return Sample(pen.page, None, [], _queries(facts, rng, held_out, [query] if rng.random() < 0.3 and items else None), "receipt", _usable(facts))
 
 
 def _sums(pen: Pen, before: list[str], after: list[str]) -> list[Fact]:
@@ -358,7 +358,7 @@ def form(rng: Rng, held_out: bool, kind: str = "form") -> Sample:
         _, query = _items(pen, int(rng.integers(1, 5)))
         pen.rule()
         facts += _sums(pen, ["subtotal", "tax", "discount", "shipping"], [])
-        extra = [query] if rng.random() < 0.2 else []
+        extra = [query] if rng.random() < 0.3 else []
     elif rng.random() < 0.3:
         pen.feed(0.4)
         pen.put(pen.left, pen.fits(anything(rng, held_out), pen.right - pen.left))
@@ -412,7 +412,7 @@ def table(rng: Rng, held_out: bool) -> Sample:
 def make(rng: Rng, held_out: bool = False, kind: str | None = None) -> Sample:
     """One document of the given or a random kind, clean, with two or three queries."""
     while True:
-        chosen = kind or str(rng.choice(KINDS, p=[0.3, 0.15, 0.13, 0.24, 0.12, 0.06]))
+        chosen = kind or str(rng.choice(KINDS, p=[0.27, 0.14, 0.12, 0.24, 0.11, 0.12]))
         if chosen == "receipt":
             sample = receipt(rng, held_out)
         elif chosen == "table":

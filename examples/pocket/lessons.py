@@ -21,6 +21,8 @@ from vlm.structure.schema import parse_schema
 from vlm.training.losses import NOWHERE, UNKNOWN
 
 COLON = CHAR_CLASS[":"]
+#: Kinds of slots that copy over what is no part of a number.
+NUMBERS = ("integer", "number")
 _ALIKE = ["O0QDo", "I1l|i!", "S5s$", "B8", "Z2z", "G6C", "gq9", "uvU", "VvYy", "ce", "rn", "mn", "hb", ".,:;", "'`\"", "-_~", "tf", "Kk", "Xx", "Pp", "Ww", "({[", ")}]", "/\\|", "a@o"]
 _TWINS: dict[int, list[int]] = {}
 for _group in _ALIKE:
@@ -36,7 +38,8 @@ class Lesson:
         instruction: token ids of the user's text.
         ids: [L] the finished canvas; answer: [L] True on slot cells (the rest is scaffold).
         slot_index: [L] 1 + place in the slot, 0 on literals. slots: what the slots' cells know.
-        pointer: [L] index of the visual token each cell is copied from, NOWHERE or UNKNOWN.
+        pointer: [L] index of the visual token each cell is copied from, NOWHERE or UNKNOWN; the first cell of filler behind
+            a copied value points at what stands behind it on the page: values end where something else comes.
         task: for statistics.
     """
 
@@ -181,14 +184,16 @@ class LessonMaker:
                 text_ids, marks = [special["<|null|>"]], [NOWHERE]
             else:
                 text_ids = self.tokenizer.encode_chars(value.text)[: slot.budget]
-                marks = value_pointers(value, where, tokens)[: slot.budget]
+                marks = (reasons(value, tokens) if value.boxes else value_pointers(value, where, tokens))[: slot.budget]
                 if thing is not None:
                     marks = [thing] + [NOWHERE] * (len(text_ids) - 1)  # one cell says where
                 if len(marks) != len(text_ids):  # a character that takes several tokens
                     marks = [UNKNOWN] * len(text_ids)
-            ids[cells] = special["<|pad|>"]
+            ids[cells], pointer[cells] = special["<|pad|>"], UNKNOWN
             ids[slot.start : slot.start + len(text_ids)] = text_ids
             pointer[slot.start : slot.start + len(marks)] = marks
+            if len(marks) < slot.budget and slot.kind not in NUMBERS:
+                pointer[slot.start + len(marks)] = behind(marks, tokens)
         return Lesson(instruction, ids, slot_of >= 0, slot_index, pointer, query.task, SlotTable.of(scaffold))
 
     def _free(self, query: Query, instruction: list[int], where: dict[int, int], tokens: VisualTokens, spare: int) -> Lesson:
@@ -201,9 +206,11 @@ class LessonMaker:
             marks = [UNKNOWN] * len(text_ids)
         budget = -(-(len(text_ids) + 1) // 16) * 16 + spare
         ids = np.full(budget, self.tokenizer.special["<|pad|>"], np.int64)
-        pointer = np.full(budget, NOWHERE, np.int64)
+        pointer = np.full(budget, UNKNOWN, np.int64)
         ids[: len(text_ids)], pointer[: len(marks)] = text_ids, marks
         ids[len(text_ids)] = self.tokenizer.special["<|eos|>"]
+        end = behind(marks, tokens)
+        pointer[len(text_ids)] = NOWHERE if end == UNKNOWN else end
         return Lesson(instruction, ids, np.ones(budget, bool), np.arange(1, budget + 1), pointer, query.task, SlotTable.none(budget))
 
     @staticmethod
@@ -212,6 +219,12 @@ class LessonMaker:
         if query.task != "ground" or query.box is None:
             return None
         return entry_in(query.box, tokens)
+
+
+def behind(marks: list[int], tokens: VisualTokens) -> int:
+    """What an end points at: the entry after the last copied one, UNKNOWN behind the page and behind what was not copied."""
+    copied = len(marks) > 1 and marks[-1] >= 0 and marks[-2] >= 0
+    return marks[-1] + 1 if copied and marks[-1] + 1 < len(tokens) else UNKNOWN
 
 
 def reasons(value: Value, tokens: VisualTokens) -> list[int]:

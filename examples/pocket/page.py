@@ -23,8 +23,16 @@ HELD_OUT_FAMILIES = frozenset(
         "Hack", "Andika", "Cabin", "Charis SIL", "URW Gothic", "Nimbus Sans Narrow", "Roboto Condensed",
     }
 )  # fmt: skip
-#: Families whose Latin letters are symbols, or script faces nobody prints forms with.
-_EXCLUDED = frozenset({"Standard Symbols PS", "D050000L", "Z003", "Linux Biolinum Keyboard O", "DejaVu Math TeX Gyre"})
+#: Families whose Latin letters are symbols, script faces nobody prints forms with, small capitals, which do not say what case
+#: they are, and old-style figures, whose 0 is an o.
+_EXCLUDED = frozenset(
+    {
+        "Standard Symbols PS", "D050000L", "Z003", "Linux Biolinum Keyboard O", "DejaVu Math TeX Gyre", "Latin Modern Mono Caps",
+        "Latin Modern Roman Caps", "EB Garamond", "Vollkorn",
+    }
+)  # fmt: skip
+#: Weights too thin for print of a few pixels.
+_TOO_THIN = ("Hairline", "Thin")
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ def all_fonts() -> tuple[FontFile, ...]:
     for line in listing.splitlines():
         path, index, family, spacing = [*line.split("\t"), "", ""][:4]
         if family in _EXCLUDED or not path.lower().endswith((".ttf", ".otf", ".ttc", ".pfb", ".t1")):
+            continue
+        if any(weight in path.rsplit("/", 1)[-1] for weight in _TOO_THIN):
             continue
         if int(index or 0) > 0xFFFF:  # named instances of variable fonts
             continue

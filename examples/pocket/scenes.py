@@ -104,6 +104,8 @@ def make(rng: Rng, held_out: bool = False, kind: str | None = None) -> Sample:
     queries = [*rng.permutation(np.array(vqa_questions(things[0], rng), object))[:3]] if single else []
     queries += count_questions(things, rng)
     queries.append(captioned(things))
+    if rng.random() < 0.5:
+        queries.append(described(things[0], rng) if single and things else listed(things, rng))
     return Sample(page, None, things, queries, "scene")
 
 
@@ -175,6 +177,54 @@ def captioned(things: list[Thing]) -> Query:
     return free("caption", "Describe the image.", text or "nothing", boxes or None)
 
 
+#: What shape and colour are called in schemas.
+_KEYS = {"kind": ("shape", "shape", "kind", "type", "form"), "color": ("color", "color", "colour")}
+
+
+def _parts(rng: Rng) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Key and schema of one or both of shape and colour, in any order."""
+    out = {}
+    for part in rng.permutation(["kind", "color"])[: 2 if rng.random() < 0.85 else 1]:
+        names = list(SHAPES if part == "kind" else PALETTE)
+        free_text = {"type": ["string", "null"], "maxLength": 12}
+        out[str(part)] = str(rng.choice(_KEYS[part])), {"enum": [*names, None]} if rng.random() < 0.6 else free_text
+    return out
+
+
+def _named(thing: Thing, part: str) -> Value:
+    text = str(getattr(thing, part))
+    return Value(text, [None] * len(text), [thing.box] * len(text))
+
+
+def described(thing: Thing, rng: Rng) -> Query:
+    """The only thing of a picture as an object of its shape and colour."""
+    parts = _parts(rng)
+    values: dict[str, Value | None] = {f"/{key}": _named(thing, part) for part, (key, _) in parts.items()}
+    answer = {key: str(getattr(thing, part)) for part, (key, _) in parts.items()}
+    schema = {"type": "object", "properties": dict(parts.values()), "required": list(answer)}
+    return Query("extract", "", schema, answer, values)
+
+
+def listed(things: list[Thing], rng: Rng) -> Query:
+    """All things as an array of objects, from top to bottom and left to right as the tower reports them."""
+    parts, name = _parts(rng), str(rng.choice(["objects", "objects", "shapes", "things", "items"]))
+    ordered = sorted(things, key=lambda t: (round((t.box[1] + t.box[3]) / 2 / 16), t.box[0]))
+    if rng.random() < 0.6:  # the enums name what may be there, not all there is
+        for part, (key, told) in parts.items():
+            if "enum" in told:
+                seen = {str(getattr(t, part)) for t in things} | {str(rng.choice(told["enum"][:-1])) for _ in range(2)}
+                parts[part] = key, {"enum": [*sorted(seen), None]}
+    most = len(things) + int(rng.integers(0, 4))
+    values: dict[str, Value | None] = {}
+    for i in range(max(most, 1)):
+        for part, (key, _) in parts.items():
+            values[f"/{name}/{i}/{key}"] = _named(ordered[i], part) if i < len(ordered) else None
+    item = {"type": "object", "properties": dict(parts.values()), "required": [key for key, _ in parts.values()]}
+    schema = {"type": "object", "properties": {name: {"type": "array", "maxItems": max(most, 1), "items": item}}, "required": [name]}
+    answer = {name: [{key: str(getattr(t, part)) for part, (key, _) in parts.items()} for t in ordered]}
+    return Query("extract", "", schema, answer, values)
+
+
 def load_rows(pack: Path, split: str) -> list[dict[str, Any]]:
     """Rows of a pack's manifest that belong to `split`."""
     with (pack / "manifest.jsonl").open(encoding="utf-8") as lines:
@@ -190,7 +240,7 @@ def real_sample(pack: Path, row: dict[str, Any], rng: Rng) -> Sample:
         things = [Thing(o["shape"], o["color"], [float(v) for v in o["bbox"]])]
         picked = rng.permutation(len(row["qa"]))[:4]
         queries = [free("ask", row["qa"][i]["question"], row["qa"][i]["answer"], things[0].box) for i in picked]
-        queries.append(captioned(things))
+        queries.append(captioned(things) if rng.random() < 0.6 else described(things[0], rng))
         return Sample(page, image, things, queries, "easy_vqa")
     things = [Thing(o["type"], o["color"], [float(v) for v in o["bbox"]]) for box in row["boxes"] for o in box]
     queries = []
@@ -199,6 +249,8 @@ def real_sample(pack: Path, row: dict[str, Any], rng: Rng) -> Sample:
     sentence, truth = nlvr_sentence(row["boxes"], rng)
     queries.append(free("ask", f"true or false: {sentence}", "true" if truth else "false", []))
     queries.append(count_questions(things, rng)[0])
+    if rng.random() < 0.5:
+        queries.append(listed(things, rng))
     return Sample(page, image, things, queries, "nlvr")
 
 

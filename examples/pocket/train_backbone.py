@@ -3,7 +3,7 @@
 ``python -m examples.pocket.train_backbone --out runs/backbone.pt --minutes 60``
 
 Two sources of visual tokens: ``--reader none`` simulates the reader from known glyphs (nothing is drawn), a checkpoint
-path draws and degrades every page and reads it with the frozen tower. Resumes from ``--out`` when it exists.
+path draws and degrades every page, but for a share of them, and reads it with the frozen tower. Resumes from ``--out`` when it exists.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class Settings:
     error: float
     stage: str = "full"
     features: bool = False
+    simulated: float = 0.0
     max_tokens: int = 800
-    max_canvas: int = 420
+    max_canvas: int = 700
 
 
 class ItemMaker:
@@ -70,7 +71,7 @@ class ItemMaker:
         rng = np.random.default_rng((self.settings.seed, n))
         while True:
             sample = draw(rng, self.settings.stage)
-            if self.reader is None:
+            if self.reader is None or (sample.page is not None and rng.random() < self.settings.simulated):
                 tokens, features = see(sample, rng, float(rng.beta(1, 12)) * self.settings.error), None
             else:
                 tokens, features = self.reader.see(sample, rng)
@@ -214,9 +215,9 @@ class LessonObjective:
         self.pad, self.mask = model.model.config.backbone.pad_token_id, model.model.config.backbone.mask_token_id
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token and pointer of each masked cell [R]; nobody is told where filler comes from."""
+        """Token and pointer of each masked cell [R]."""
         target, pointer = (t.unsqueeze(1).expand_as(batch.masks)[batch.masks] for t in (batch.ids, batch.pointer))
-        return target, pointer.masked_fill(target == self.pad, UNKNOWN)
+        return target, pointer
 
     def weights(self, batch: Batch) -> Tensor:
         """[R] what each masked cell counts: filler little, but the first behind a value, which says where it ends, in full;
@@ -327,6 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_options(parser, minutes=30, adam_lr=2e-3, threads=1)
     parser.add_argument("--reader", default="none")
+    parser.add_argument("--simulated", type=float, default=0.0, help="share of pages that are not read although there is a reader: reading takes as long as learning")
     parser.add_argument("--features", action="store_true", help="hand on the tower's features; only for a tower that is not trained further")
     parser.add_argument("--stage", default="full", choices=list(STAGES))
     parser.add_argument("--cells", type=int, default=6000, help="prefix and canvas cells a batch")
@@ -339,7 +341,7 @@ def main() -> None:
     model = PocketModel()
     model.tower.requires_grad_(False)
     data = LessonBatches(
-        Settings(args.reader, args.seed, args.error, args.stage, args.features), model.config.reader.width, workers=args.workers, budget=args.cells,
+        Settings(args.reader, args.seed, args.error, args.stage, args.features, args.simulated), model.config.reader.width, workers=args.workers, budget=args.cells,
         method="fork" if args.device == "cpu" else "spawn",
     )  # fmt: skip
     trainer = Trainer(

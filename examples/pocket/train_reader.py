@@ -25,7 +25,7 @@ Batch = dict[str, Tensor]
 #: What an empty cell counts beside one with a character, and beside one with a thing.
 EMPTY_CHAR, EMPTY_THING = 0.4, 0.1
 #: How much oftener pages with coloured objects are drawn than their number says: they are few, and cheap to learn.
-COLOURED = 6.0
+COLOURED = 2.0
 
 
 class ShardBatches:
@@ -203,10 +203,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--held", type=Path, default=None)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steady", action="store_true", help="normalise by the running statistics, as reading does; for all but the first half hour")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     model = ReaderTower(ReaderConfig()).to(memory_format=torch.channels_last)
+    model.steady = args.steady
     trainer = Trainer(
         model, ReaderObjective(model), ShardBatches(args.data, args.batch, args.seed), trainer_config(args, log_every=50), args.out,
         evaluate=HeldOut(args.held, args.device) if args.held else None, fresh=args.fresh, new_schedule=args.new_schedule,

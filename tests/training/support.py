@@ -7,7 +7,7 @@ import torch
 
 from examples.pocket.lessons import Lesson
 from vision.reader import ALPHABET, ReaderConfig
-from vision.tokens import CHAR, PLACE, THING, VisualTokens
+from vision.tokens import CHAR, GAP, PLACE, THING, VisualTokens
 from vision.words import Lexicon, features_of
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.copy_head import CopyHeadConfig
@@ -37,7 +37,7 @@ def random_tokens(rng: np.random.Generator, n: int) -> VisualTokens:
     classes = np.where((kind == THING)[:, None], rng.integers(1, 40, (n, 4)), rng.integers(1, 90, (n, 4)))
     boxes = np.sort(rng.random((n, 2, 2), np.float32) * 90, axis=1).reshape(n, 4)
     chars = [ALPHABET[c - 1] if k == CHAR else "" for k, c in zip(kind, classes[:, 0], strict=True)]
-    lexicon = Lexicon.of(chars, boxes, np.arange(n) // (n // 2 + 1), kind == THING)
+    lexicon = Lexicon.of(chars, boxes, np.arange(n) // (n // 2 + 1), kind == THING, kind >= GAP, np.zeros(n, bool))
     return VisualTokens(
         kind, classes, probs, rng.integers(0, 10, n), boxes, rng.random((n, PLACE), np.float32), rng.integers(0, 10, (n, 3)),
         np.full(n, -1), np.ones(n, np.float32), lexicon,
@@ -59,7 +59,7 @@ def random_lesson(rng: np.random.Generator, entries: int, instruction: list[int]
     ids[answer & (rng.random(n) < 0.2)] = 0
     keys = np.array([[features_of(str(rng.choice(WORDS))) for _ in range(KEY_WORDS)] for _ in range(count + 1)])
     keys[0] = 0
-    table = SlotTable(np.array(slot), keys, np.array([0, *rng.integers(1, 5, count)]), np.array([0, *rng.integers(0, 3, count)]))
+    table = SlotTable(np.array(slot), keys, np.array([0, *rng.integers(1, 5, count)]), np.array([0, 1, 2, 3, 4][: count + 1]), np.array([0, 0, 1, 2, 3][: count + 1]))
     pointer = rng.choice([NOWHERE, UNKNOWN, *range(entries)], n)
     return Lesson(instruction, ids, answer, np.array(index), pointer, str(rng.choice(["extract", "ask", "read"])), table)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlm.errors import ConfigError
-from vlm.training.losses import NOWHERE, UNKNOWN, cell_weights, masked_cross_entropy, pad_weights, pointer_loss
+from vlm.training.losses import NOWHERE, UNKNOWN, cell_weights, masked_cross_entropy, pointer_loss
 from vlm.training.masking import bernoulli_mask, complementary_pair, sample_ratio, views
 
 
@@ -117,7 +117,3 @@ def test_pointer_loss_equals_its_formula():
     assert pointer_loss(scores, pointer, total=10).item() == pytest.approx(want.item() / 10, rel=1e-5)
     loss.backward()
     assert not scores.grad[2].any() and bool(scores.grad[[0, 1, 3, 4]].any(dim=1).all())
-
-
-def test_filler_counts_less():
-    assert pad_weights(torch.tensor([0, 5, 0]), pad=0, weight=0.25).tolist() == [0.25, 1.0, 0.25]

@@ -10,6 +10,7 @@ import torch
 from examples.pocket.train_backbone import FRAME, FREE_WEIGHT, LessonObjective, collate
 from kernels.ragged_attention import _padded, ragged_attention, ragged_attention_reference
 from tests.training.support import random_pages, tiny_model
+from vision.adapter import OF_WORDS
 from vlm.families.pocket import PackedPocket, Words
 from vlm.training.losses import NOWHERE, UNKNOWN
 from vlm.training.trainer import add
@@ -25,7 +26,7 @@ def brute_force(model, batch, pad_weight=0.3):
     for n in range(len(batch.tasks)):
         r = int(batch.row[n])
         size, length = int(batch.prompt_valid[r].sum()), int(batch.valid[n].sum())
-        entries = {k: v if k in ("rows", "roles", "depth") else v[starts[r] : starts[r + 1]].unsqueeze(0) for k, v in vars(packed).items()}
+        entries = {k: v if k in OF_WORDS else v[starts[r] : starts[r + 1]].unsqueeze(0) for k, v in vars(packed).items()}
         prefix = model.prefix(
             batch.prompt[r : r + 1, :size], batch.prompt_valid[r : r + 1, :size], batch.media[r : r + 1, :size],
             Words(batch.words.rows, batch.words.word[r : r + 1, :size]), type(packed)(**entries),
@@ -42,7 +43,7 @@ def brute_force(model, batch, pad_weight=0.3):
                 weight = pad_weight if target == config.pad_token_id and not behind_value else solid
                 total = total - weight * torch.log_softmax(logits[cell], -1)[target]
                 weights += weight
-                if pointer != UNKNOWN and target != config.pad_token_id:
+                if pointer != UNKNOWN:
                     aim = pointing.scores.shape[-1] - 1 if pointer == NOWHERE else pointer + len(FRAME[0])
                     points = points - (0.3 if pointer == NOWHERE else 1.0) * torch.log_softmax(pointing.scores[0, cell], -1)[aim]
                     pointed += 1

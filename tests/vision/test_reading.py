@@ -7,9 +7,9 @@ from PIL import Image
 
 import vision.reading as reading
 from tests.vision.test_tokens import COLON, written
-from vision.reader import ALPHABET, STRIDE, ReaderConfig, ReaderOutput, ReaderTower
+from vision.reader import ALPHABET, STRIDE, THINGS, ReaderConfig, ReaderOutput, ReaderTower
 from vision.reading import better_scale, read_maps, read_picture, tiles
-from vision.tokens import CHAR, text_of
+from vision.tokens import CHAR, THING, text_of
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,31 @@ def test_small_text_is_read_again_enlarged(monkeypatch):
     np.testing.assert_allclose(result.tokens.boxes[0], np.array([10, 10, 15.4, 20]) / 1.2, atol=1e-3)
     once = Printed(("some text", 10, 10))
     assert read_picture(once, Image.new("RGB", (200, 100)), COLON, rescale=False).scale == 1.0 and len(once.seen) == 1
+
+
+class WithButton(Printed):
+    """Shows a button (40, 48)-(80, 64) where the page is as large as it is; enlarged, none."""
+
+    def forward(self, pixels):
+        output = super().forward(pixels)
+        if len(self.seen) == 1:
+            output.things[0, THINGS.index("button") + 1, 7, 7] = 30.0  # 20 px right of its left edge
+            output.thing_boxes[0, :, 7, 7] = torch.tensor([(40 - 60) / 8, (56 - 60) / 8, np.log(40 / 8), np.log(16 / 8)])
+        return output
+
+
+def test_widgets_are_those_of_the_page_as_large_as_it_is(monkeypatch):
+    monkeypatch.setattr(reading, "LOWEST", 11.0)
+    tower = WithButton(("some text", 10, 10))
+    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    assert len(tower.seen) == 2 and [row[0] for row in text_of(result.tokens, ALPHABET)] == ["some text"]
+    (thing,) = np.flatnonzero(result.tokens.kind == THING)
+    np.testing.assert_allclose(result.tokens.boxes[thing], (40, 48, 80, 64), atol=1e-3)
+    assert result.features[thing, 0] == 7 * 25 + 7  # of its cell on the page as it is
+    monkeypatch.setattr(reading, "LOWEST", 2.0)
+    monkeypatch.setattr(reading, "HIGHEST", 4.0)
+    monkeypatch.setattr(reading, "IDEAL", 3.0)  # print too large: widgets too are known on the page made smaller
+    assert not (read_picture(WithButton(("some text", 10, 10)), Image.new("RGB", (200, 100)), COLON).tokens.kind == THING).any()
 
 
 def test_a_few_characters_do_not_set_the_scale(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from tests.vision.test_lines import line, page
 from vision.lines import Detections
 from vision.reader import ALPHABET, COLORS, THINGS, ReaderConfig, ReaderOutput
-from vision.tokens import ANCHOR, BLANK, CHAR, GAP, PLACE, ROW_END, SPELLED, THING, Things, assemble, detect, detect_things, place_of, text_of
+from vision.tokens import ANCHOR, BLANK, CHAR, GAP, PLACE, ROW_END, SPELLED, THING, Things, assemble, detect, detect_things, place_of, text_of, wide_gaps
 
 COLON = ALPHABET.index(":") + 1
 CONFIG = ReaderConfig()
@@ -86,11 +86,11 @@ def test_things_are_decoded_and_double_claims_dropped():
     output = empty_output(16, 40)
     thing(output, (16, 40, 200, 64), "field", 2)
     thing(output, (28, 40, 212, 66), "field", 2, logit=4.0)  # the same field, less surely, from another cell
-    thing(output, (230, 8, 300, 30), "button", 4)
+    thing(output, (230, 8, 300, 30), "star", 4)
     found = detect_things(output)
     order = np.argsort(found.boxes[:, 0])
-    assert [THINGS[c - 1] for c in found.classes[order]] == ["field", "button"]
-    assert found.colors[order].tolist() == [3, 5]
+    assert [THINGS[c - 1] for c in found.classes[order]] == ["field", "star"]
+    assert found.colors[order].tolist() == [0, 5]  # widgets have none
     np.testing.assert_allclose(found.boxes[order][0], (16, 40, 200, 64), atol=1e-3)
     np.testing.assert_allclose(found.boxes[order][1], (230, 8, 300, 30), atol=1e-3)
     assert len(detect_things(empty_output(4, 4)).classes) == 0
@@ -123,12 +123,12 @@ def test_counters_are_clipped():
 
 def test_things_stand_before_the_text():
     output = written(10, 30, ("ok", 40, 20))
-    thing(output, (20, 50, 60, 66), "button", 1)
-    thing(output, (20, 10, 60, 32), "button", 1)
+    thing(output, (20, 50, 60, 66), "star", 1)
+    thing(output, (20, 10, 60, 32), "star", 1)
     tokens = assemble(detect(output), detect_things(output), (240, 80), COLON)
     things = np.flatnonzero(tokens.kind == THING)
-    assert things.tolist() == [0, 13] and tokens.kind[-3:].tolist() == [CHAR, CHAR, ROW_END]
-    assert tokens.boxes[0, 1] < tokens.boxes[13, 1]  # from top to bottom
+    assert things.tolist() == [0, 11] and tokens.kind[-3:].tolist() == [CHAR, CHAR, ROW_END]
+    assert tokens.boxes[0, 1] < tokens.boxes[11, 1]  # from top to bottom
     assert tokens.color[things].tolist() == [2, 2] and tokens.color.sum() == 4
     assert [row[0] for row in text_of(tokens, ALPHABET)] == ["ok"]
 
@@ -142,6 +142,16 @@ def test_names_of_things_are_spelled_behind_them():
     assert "".join(ALPHABET[c - 1] for c in tokens.classes[tokens.kind == CHAR, 0]) == f"{color}circle"
     words = tokens.lexicon.roles[tokens.lexicon.holder]
     assert words[len(color) + 2, 1] == words[1, 0] > 0  # 'circle' knows the colour before it
+
+
+def test_pieces_set_apart_are_two_words_whatever_the_tower_says_of_blanks():
+    def at(*lefts, width=6.0):
+        return np.array([[x, 0, x + width, 10] for x in lefts], np.float32)
+
+    assert wide_gaps(at(0, 7, 21, 28)).tolist() == [False, True, False, False]
+    assert wide_gaps(at(0, 11, width=2.0)).tolist() == [False, False]  # narrow letters of a typewriter
+    assert wide_gaps(at(0, 16, width=2.0)).tolist() == [True, False]
+    assert wide_gaps(np.zeros((0, 4), np.float32)).tolist() == [] and wide_gaps(at(3)).tolist() == [False]
 
 
 def test_nothing_at_all():

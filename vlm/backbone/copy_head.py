@@ -29,8 +29,8 @@ from kernels.linear import Linear
 FLOOR = -10.0
 #: Kinds of breaks that are counted, and up to how many.
 BREAKS, MOST_BREAKS = 3, 3
-#: Figures about a slot's start: best hint, hint where it starts, its greatest and its 'nowhere' probability.
-EVIDENCE = 4
+#: Figures about a slot's start: best hint, hint where it starts, its greatest and its 'nowhere' probability, best label.
+EVIDENCE = 5
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,20 @@ class Pointing:
     start: Tensor
 
 
+@dataclass
+class Chain:
+    """How slots of an array hang together.
+
+    Attributes:
+        before: [S] the slot of the same key in the item before, -1 for none. item: [S] 1 + place in the array, 0 outside.
+        over: [P] entry that begins the word above the word that begins here, -1 for none.
+    """
+
+    before: Tensor
+    item: Tensor
+    over: Tensor
+
+
 class CopyHead(nn.Module):
     """Pointer over prefix entries.
 
@@ -103,7 +117,8 @@ class CopyHead(nn.Module):
         self.crossed = Linear(BREAKS * MOST_BREAKS, hidden, bias=False)
         self.begun = Linear(hidden, hidden, bias=False)  # of what stands where the slot starts
         self.evidence = Linear(EVIDENCE, hidden)
-        self.absent = nn.Parameter(torch.tensor([1.0, -0.7]))  # of 'nowhere' as a start: constant, and slope in the best hint
+        self.absent = nn.Parameter(torch.tensor([2.0, -0.7, -2.0]))  # of 'nowhere' as a start: constant, slope in the best hint, in the best label
+        self.below = nn.Parameter(torch.tensor([3.0, 2.0]))  # of what stands under the item before, of 'nowhere' behind 'nowhere'
         self.nowhere = nn.Parameter(torch.randn(config.key_dim) * 0.5)
         self.gain = nn.Parameter(torch.tensor([2.0, 3.0]))  # of the cell's own query and of the start query
         self.prior = nn.Parameter(torch.tensor(1.0))
@@ -117,7 +132,8 @@ class CopyHead(nn.Module):
         return CopyMemory(F.rms_norm(key, key.shape[-1:]), self.value(hidden), valid, tokens, numeric, breaks)
 
     def point(
-        self, hidden: Tensor, place: Tensor, memory: CopyMemory, row: int, hint: Tensor, number: Tensor, keyed: Tensor
+        self, hidden: Tensor, place: Tensor, memory: CopyMemory, row: int, hint: Tensor, label: Tensor, number: Tensor,
+        keyed: Tensor, chain: Chain,
     ) -> tuple[Pointing, Tensor]:
         """Point from n cells of slots that stand one after the other, all behind prefix row `row`.
 
@@ -125,8 +141,10 @@ class CopyHead(nn.Module):
             hidden: [n, D] states of the cells, slots from first to last cell.
             place: [n] place of each cell in its slot, from 0.
             hint: [S, P] what else is known of where each slot starts, added to its logits; 0 where nothing is.
+            label: [S] how well the best label on the page spells the slot's key, 0..1.
             number: [S] slots of numbers. keyed: [S] slots of a schema; free text seldom is one piece of the page: its cells
                 have the prior only as far as it starts on the page.
+            chain: slots of arrays help each other: an item stands under the one before it.
 
         Returns:
             where they point, and what to add to their states [n, D] (without the copied token, which the caller embeds).
@@ -135,7 +153,7 @@ class CopyHead(nn.Module):
         first = place == 0
         slot = first.long().cumsum(0) - 1
         own = self._logits(self.query(hidden), self.gain[0], keys, valid)  # [n, P+1]
-        start, evidence = self._start(hidden[first], hint, keys, valid)
+        start, evidence = self._start(hidden[first], hint, label, keys, valid, chain)
         held = torch.where(keyed, 1.0, 1 - start[:, -1].exp())[slot].unsqueeze(1)
         scores = own + self.prior * held * self._moved(start.clamp_min(FLOOR), slot, place, number, memory.numeric[row])
         attention = torch.softmax(scores, dim=-1)
@@ -148,17 +166,34 @@ class CopyHead(nn.Module):
         pointing = Pointing(scores, (seen @ memory.tokens[row].to(seen.dtype)).float(), start)
         return pointing, seen @ memory.values[row] + told
 
-    def _start(self, hidden: Tensor, hint: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _start(self, hidden: Tensor, hint: Tensor, label: Tensor, keys: Tensor, valid: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         """Log-probabilities [S, P + 1] of where slots start, and the figures [S, EVIDENCE] about them."""
         hint = hint.masked_fill(~valid, 0.0)
         best = hint.amax(-1).clamp_min(0) if hint.shape[1] else hint.new_zeros(len(hint))
-        nowhere = self.absent[0] + self.absent[1] * best
+        nowhere = self.absent[0] + self.absent[1] * best + self.absent[2] * label
         logits = self._logits(self.start_query(hidden), self.gain[1], keys, valid) + torch.cat((hint, nowhere.unsqueeze(1)), dim=1)
-        start = torch.log_softmax(logits, dim=-1)
+        start = torch.log_softmax(self._chained(logits, chain), dim=-1)
         share = start.exp()
         there = (share[:, :-1] * hint).sum(-1)
-        figures = torch.stack((best / 5, there / 5, share[:, :-1].amax(-1) if hint.shape[1] else best, share[:, -1]), dim=-1)
+        figures = torch.stack((best / 5, there / 5, share[:, :-1].amax(-1) if hint.shape[1] else best, share[:, -1], label), dim=-1)
         return start, figures
+
+    def _chained(self, logits: Tensor, chain: Chain) -> Tensor:
+        """Logits [S, P + 1] of starts, from the first item of an array to its last: more for what stands under the start of
+        the item before, and for 'nowhere' behind the end of the array. Items learn from what is before them, not back."""
+        linked = chain.before >= 0
+        if not bool(linked.any()):
+            return logits
+        under = chain.over >= 0
+        over = chain.over.clamp_min(0)
+        for item in range(2, int(chain.item.max()) + 1):
+            here = (linked & (chain.item == item)).nonzero(as_tuple=True)[0]
+            if not len(here):
+                continue
+            share = torch.softmax(logits[chain.before[here]].detach(), dim=-1)
+            more = torch.cat((share[:, over] * under * self.below[0], share[:, -1:] * self.below[1]), dim=1)
+            logits = logits.index_add(0, here, more)
+        return logits
 
     @staticmethod
     def _moved(start: Tensor, slot: Tensor, place: Tensor, number: Tensor, numeric: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vlm.structure.scaffold import Scaffold
 
 #: Words of a key that are kept, counted from its end; places of an array that are told apart.
-KEY_WORDS, ITEMS = 4, 16
+KEY_WORDS, ITEMS = 4, 24
 #: Kinds of slots; 0 is free text without a schema.
 KINDS = ("", "string", "integer", "number", "boolean", "enum", "date", "time", "date-time", "other")
 
@@ -34,25 +34,28 @@ class SlotTable:
         slot: [L] or [B, L], slot of each cell.
         keys: [1 + S, KEY_WORDS, FEATURES] word table rows of each slot's key, last word first.
         kind, item: [1 + S] number of the kind; 1 + place in the innermost array, 0 outside arrays.
+        previous: [1 + S] the slot of the same key in the item before, 0 for none.
     """
 
     slot: NDArray[np.int64]
     keys: NDArray[np.int64]
     kind: NDArray[np.int64]
     item: NDArray[np.int64]
+    previous: NDArray[np.int64]
 
     @classmethod
     def none(cls, length: int) -> SlotTable:
         """A canvas of free text."""
         nothing = np.zeros(1, np.int64)
-        return cls(np.zeros(length, np.int64), np.zeros((1, KEY_WORDS, FEATURES), np.int64), nothing, nothing)
+        return cls(np.zeros(length, np.int64), np.zeros((1, KEY_WORDS, FEATURES), np.int64), nothing, nothing, nothing)
 
     @classmethod
     def of(cls, scaffold: Scaffold) -> SlotTable:
         """The slots of a scaffold."""
         keys = [np.zeros((KEY_WORDS, FEATURES), np.int64)]
-        kinds, items = [0], [0]
-        for slot in scaffold.slots:
+        kinds, items, previous = [0], [0], [0]
+        last: dict[tuple[str, ...], tuple[int, int]] = {}  # slot and item of each key so far
+        for number, slot in enumerate(scaffold.slots):
             words, item = key_words(slot.pointer)
             rows = np.zeros((KEY_WORDS, FEATURES), np.int64)
             for i, word in enumerate(words[:KEY_WORDS]):
@@ -60,7 +63,10 @@ class SlotTable:
             keys.append(rows)
             kinds.append(KINDS.index(slot.kind) if slot.kind in KINDS else len(KINDS) - 1)
             items.append(item)
-        return cls(np.array(scaffold.slot_of, np.int64) + 1, np.stack(keys), np.array(kinds), np.array(items))
+            before, place = last.get(tuple(words), (0, 0))
+            previous.append(before if item > 1 and place == item - 1 else 0)
+            last[tuple(words)] = (number + 1, item)
+        return cls(np.array(scaffold.slot_of, np.int64) + 1, np.stack(keys), np.array(kinds), np.array(items), np.array(previous))
 
 
 def key_words(pointer: str) -> tuple[list[str], int]:
@@ -79,13 +85,16 @@ def join(tables: Sequence[SlotTable], length: int) -> SlotTable:
     """Tables of several canvases as one, cells padded to [B, length]."""
     slot = np.zeros((len(tables), length), np.int64)
     count = 1
+    previous = [tables[0].previous[:1]]
     for i, table in enumerate(tables):
         slot[i, : len(table.slot)] = np.where(table.slot > 0, table.slot + count - 1, 0)
+        previous.append(np.where(table.previous[1:] > 0, table.previous[1:] + count - 1, 0))
         count += len(table.kind) - 1
     first = tables[0]
     return SlotTable(
         slot, np.concatenate((first.keys[:1], *(t.keys[1:] for t in tables))),
         np.concatenate((first.kind[:1], *(t.kind[1:] for t in tables))), np.concatenate((first.item[:1], *(t.item[1:] for t in tables))),
+        np.concatenate(previous),
     )  # fmt: skip
 
 

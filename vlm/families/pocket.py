@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING
 from vision.words import ROLES, WordEmbedding, WordMatch
 from vlm.backbone.cache import PrefixCache
 from vlm.backbone.config import BackboneConfig
-from vlm.backbone.copy_head import CopyHead, CopyHeadConfig, CopyMemory, Pointing
+from vlm.backbone.copy_head import Chain, CopyHead, CopyHeadConfig, CopyMemory, Pointing
 from vlm.backbone.model import DiffusionBackbone
 from vlm.backbone.packed import Packed, PackedPrefix
 from vlm.backbone.slots import KEY_WORDS, KINDS, SlotEmbedding, SlotTable
@@ -67,7 +67,7 @@ class Slots:
     """Slots of a batch of canvases, see :class:`vlm.backbone.slots.SlotTable`.
 
     Attributes:
-        index: [B, L] 1 + place of a cell in its slot, 0 outside slots. slot: [B, L]; keys, kind, item: of the slots.
+        index: [B, L] 1 + place of a cell in its slot, 0 outside slots. slot: [B, L]; keys, kind, item, previous: of the slots.
     """
 
     index: Tensor
@@ -75,15 +75,16 @@ class Slots:
     keys: Tensor
     kind: Tensor
     item: Tensor
+    previous: Tensor
 
     @classmethod
     def of(cls, index: Tensor, table: SlotTable) -> Slots:
         """From the places in slots and the table of the same canvases."""
-        return cls(index, *(torch.from_numpy(a).to(index.device) for a in (table.slot, table.keys, table.kind, table.item)))
+        return cls(index, *(torch.from_numpy(a).to(index.device) for a in (table.slot, table.keys, table.kind, table.item, table.previous)))
 
     def at(self, cells: Any) -> Slots:
         """The given cells or canvases (any index of [B, L])."""
-        return Slots(self.index[cells], self.slot[cells], self.keys, self.kind, self.item)
+        return replace(self, index=self.index[cells], slot=self.slot[cells])
 
 
 @dataclass
@@ -94,28 +95,45 @@ class Words:
     word: Tensor
 
 
+_HOLDERS = ("roles", "lead", "left", "above", "ordinal")
+
+
 @dataclass
 class Labels:
     """Words of the pages behind prompts, for :class:`vision.words.WordMatch`.
 
     Attributes:
-        words: [W, D]; roles: [H, ROLES] and depth: [H] of the holders. starts: [B, P] holder whose first entry this is, 0 for none.
+        words: [W, D]. holders: by name, roles [H, ROLES], lead, left, above and ordinal [H], see :class:`vision.words.Lexicon`.
+        starts: [B, P] holder whose first entry this is, 0 for none.
+        over: [B, P] first entry of the word above the one that starts here, -1 for none (see ``Lexicon.above``).
     """
 
     words: Tensor
-    roles: Tensor
-    depth: Tensor
+    holders: Mapping[str, Tensor]
     starts: Tensor
+    over: Tensor
 
     @classmethod
-    def of(cls, words: Tensor, roles: Tensor, depth: Tensor, holder: Tensor) -> Labels:
-        """From the holder [B, P] of each entry."""
-        before = torch.nn.functional.pad(holder[:, :-1], (1, 0))
-        return cls(words, roles, depth, holder.masked_fill(holder == before, 0))
+    def of(cls, words: Tensor, visual: VisualBatch, holder: Tensor) -> Labels:
+        """From the lexicon of `visual`, its word vectors and the holder [B, P] of each entry."""
+        starts = holder.masked_fill(holder == torch.nn.functional.pad(holder[:, :-1], (1, 0)), 0)
+        row, entry = starts.nonzero(as_tuple=True)
+        first = torch.full_like(visual.above, -1)
+        first[starts[row, entry]] = entry
+        over = first[visual.above[starts]].masked_fill(starts == 0, -1)
+        return cls(words, {name: getattr(visual, name) for name in _HOLDERS}, starts, over)
+
+    @classmethod
+    def none(cls, shape: torch.Size, words: Tensor) -> Labels:
+        """Of prompts [B, P] without pictures; `words` [1, D] is 'no word'."""
+        nothing = torch.zeros(1, dtype=torch.long, device=words.device)
+        starts = torch.zeros(shape, dtype=torch.long, device=words.device)
+        holders = {name: nothing.expand(1, ROLES) if name == "roles" else nothing for name in _HOLDERS}
+        return cls(words, holders, starts, starts - 1)
 
     def select(self, rows: Tensor) -> Labels:
         """The given rows."""
-        return Labels(self.words, self.roles, self.depth, self.starts[rows])
+        return replace(self, starts=self.starts[rows], over=self.over[rows])
 
 
 @dataclass
@@ -185,14 +203,14 @@ class PocketModel(nn.Module):
         embeds = self.embed_prompt(ids, words, packed, media)
         tokens = torch.zeros(*ids.shape, self.config.backbone.vocab_size, device=ids.device)
         kind, holder = torch.full_like(ids, THING), torch.zeros_like(ids)
-        vectors, roles, depth = embeds.new_zeros(1, embeds.shape[-1]), ids.new_zeros(1, ROLES), ids.new_zeros(1)
+        labels = Labels.none(ids.shape, embeds.new_zeros(1, embeds.shape[-1]))
         if packed is not None:
             tokens[media], kind[media], holder[media] = self.copyable(packed), packed.kind, packed.holder
-            vectors, roles, depth = self.words(packed.rows), packed.roles, packed.depth
+            labels = Labels.of(self.words(packed.rows), packed, holder)
         positions = (valid.long().cumsum(1) - 1).clamp_min(0)
         cache = self.backbone.prefill(embeds, positions, valid)
         memory = self.head.memory(cache.hidden, media & valid, tokens, self.numeric(tokens), breaks_before(kind))
-        return Prefix(cache, memory, Labels.of(vectors, roles, depth, holder), valid.sum(1))
+        return Prefix(cache, memory, labels, valid.sum(1))
 
     def copyable(self, visual: VisualBatch) -> Tensor:
         """[..., V] characters by their probabilities; a blank between words, segments and rows; nothing on things."""
@@ -255,16 +273,27 @@ class PocketModel(nn.Module):
         embedding is part of what is added to the states."""
         asked = slots.slot[slots.index == 1]  # [S]
         unique, back = asked.unique(return_inverse=True)
-        match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.roles, labels.depth)  # [U, H]
+        match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.holders)
         starts = labels.starts[row]
-        hint = (match[:, starts] * (starts > 0))[back]
+        hint, label = ((told[:, starts] * (starts > 0))[back] for told in (match.hint, match.label))
         number = torch.isin(slots.kind[asked], _NUMBERS.to(asked.device))
-        pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint, number, asked > 0)
+        chain = Chain(_before(asked, slots.previous[asked]), slots.item[asked], labels.over[row])
+        best = label.amax(1) if label.shape[1] else label.sum(1)
+        pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint, best, number, asked > 0, chain)
         return pointing, seen + pointing.copied.to(seen.dtype) @ self.backbone.token_embed.weight.to(seen.dtype)
 
     def cell_logits(self, hidden: Tensor, copied: Tensor) -> Tensor:
         """Logits [N, V] of N cells from their final states [N, D] and what they would copy [N, V]."""
         return self.backbone.logits(hidden).float() + self.head.bonus(hidden, copied)
+
+
+def _before(asked: Tensor, previous: Tensor) -> Tensor:
+    """[S] which of the slots `asked` [S], canvas after canvas, is the `previous` one of each; -1 for none."""
+    number = torch.arange(len(asked), device=asked.device)
+    place = number - (asked - previous)  # slots of a canvas have rising numbers
+    known = (previous > 0) & (place >= 0)
+    place = place.clamp_min(0)
+    return torch.where(known & (asked[place] == previous), place, -1) if len(asked) else number
 
 
 def breaks_before(kind: Tensor) -> Tensor:
@@ -326,7 +355,7 @@ class PackedPocket:
         hidden[visual.valid] = prefix.hidden[shown]
         tokens = model.copyable(visual)
         memory = model.head.memory(hidden, visual.valid, tokens, model.numeric(tokens), breaks_before(visual.kind))
-        return PackedMemory(prefix, memory, Labels.of(model.words(visual.rows), visual.roles, visual.depth, visual.holder), lengths)
+        return PackedMemory(prefix, memory, Labels.of(model.words(visual.rows), visual, visual.holder), lengths)
 
     def cells(
         self, ids: Tensor, slots: Slots, asked: Tensor, lengths: Sequence[int], row: Sequence[int], behind: PackedMemory

@@ -77,11 +77,6 @@ def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor, total: 
     return (each * weight).sum() / (weight.sum() if total is None else total)
 
 
-def pad_weights(target: Tensor, pad: int, weight: float = 0.3) -> Tensor:
-    """[R] weights: `weight` where the target is the filler behind a value, 1 elsewhere."""
-    return torch.where(target == pad, weight, 1.0)
-
-
 def pointer_loss(scores: Tensor, pointer: Tensor, nowhere_weight: float = 0.3, total: float | Tensor | None = None) -> Tensor:
     """Cross-entropy of the copy head's attention against the entry each cell is copied from.
 
