@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -153,13 +154,13 @@ def methods(model: DiffusionVLM, todo: list[DocumentPage]) -> dict[str, Any]:
     for page in todo:
         scaffold = compile_scaffold(parse_schema(page.case.schema), model.tokenizer)
         for name, run in (
-            ("prompt", lambda: by_prompt(model, page, scaffold)), ("s3", lambda: by_draft(model, page, scaffold, False)),
-            ("hooks", lambda: by_draft(model, page, scaffold, True)),
+            ("prompt", partial(by_prompt, model, page, scaffold)), ("s3", partial(by_draft, model, page, scaffold, False)),
+            ("hooks", partial(by_draft, model, page, scaffold, True)),
         ):  # fmt: skip
             (text, forwards), ms = timed(run)
             tallies[name].add(page, text, forwards, ms)
         with mock.patch.object(SlotEngine, "propose", clocked):
-            result, ms = timed(lambda: model.extract(page.image, page.case.schema))
+            result, ms = timed(partial(model.extract, page.image, page.case.schema))
         whole.append(ms)
         tallies["trellis"].add(page, result.text, result.usage.forwards, ms)
         print({name: f"{t.right}/{t.truth} right, {t.valid}/{t.answers} valid" for name, t in tallies.items()}, file=sys.stderr)
