@@ -112,6 +112,26 @@ def test_objects_and_arrays():
     assert field_of({"type": "object", "required": ["q"]}).members[0].name == "q"
 
 
+def test_alternatives_of_required_names_are_one_object():
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "string"}, "z": {"type": "boolean"}}, "required": ["z"],
+              "anyOf": [{"required": ["x"]}, {"required": ["y", "z"]}]}  # fmt: skip
+    found = parse_schema(schema)
+    assert isinstance(found.root, ObjectField) and found.root.alternatives == (("x",), ("y",))
+    scaffold = compile_scaffold(found, POCKET)
+    for values, names in (({"/z": "true"}, {"z", "x"}), ({"/z": "true", "/y": "q"}, {"z", "y"}), ({}, {"z", "x"})):
+        data, fields = scaffold.read(scaffold.fill(values))
+        Exact(schema).validate(data)
+        assert set(data) == names and fields["/x"].forced == ("x" in names)
+
+
+def test_names_from_a_list():
+    schema = {"type": "object", "propertyNames": {"enum": ["ka", "kb", "u"]}, "patternProperties": {"^k": {"type": "integer"}}, "minProperties": 3}
+    found = parse_schema(schema).root
+    assert [m.name for m in found.members] == ["ka", "kb", "u"] and not found.entries and isinstance(found.members[0].field, NumberField)
+    with pytest.raises(SchemaError):
+        parse_schema({"type": "object", "patternProperties": {"^[ab]$": {"type": "integer"}}, "additionalProperties": False, "minProperties": 3})
+
+
 def test_one_of():
     field = field_of({"oneOf": [{"type": "string", "pattern": "^a"}, {"type": "string", "enum": ["ab", "cd"]}]})
     dfa = leaf_dfa(field)
@@ -158,7 +178,7 @@ def test_classes():
 
     class Item(pydantic.BaseModel):
         price: float = pydantic.Field(ge=0, le=10)
-        inner: list["Item"] = []
+        inner: list["Item"] = pydantic.Field(default_factory=list)
 
     model = parse_schema(Item)
     assert model.root is not None and model.definitions
