@@ -179,8 +179,8 @@ class Compiler:
             name = str(key)
             if name in KNOWN or name == "additionalItems":
                 out[key] = value
-            elif name.startswith("x-"):
-                continue
+            elif name.startswith(("x-", "_", "@", "//")):
+                continue  # what people write their remarks in
             elif self.lenient:
                 self.unchecked[f"{pointer or '/'}: {name}"] = None
             else:
