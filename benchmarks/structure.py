@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.structure --pages 6``
 
-* `prompt`: the shape is described in the question and the answer is free text.
+* `prompt`: the shape is described in the question and the answer is free text, of up to 192 cells in up to 64 forwards.
 * `s3`: the scaffold is given, its slots are free (:func:`vlm.structure.alternatives.plain_draft`).
 * `hooks`: the literals are written into a free canvas by a tokens hook; the model knows nothing of slots.
 * `trellis`: ``extract``.
@@ -105,7 +105,7 @@ class Tally:
 
 def by_prompt(model: DiffusionVLM, page: DocumentPage, scaffold: Scaffold) -> tuple[str, int]:
     """(text, forwards) of free text behind a description of the shape."""
-    result = model.ask(page.image, f"Answer in JSON: {outline(scaffold)}", max_new_tokens=min(len(scaffold), 384))
+    result = model.ask(page.image, f"Answer in JSON: {outline(scaffold)}", max_new_tokens=min(len(scaffold), 192), max_forwards=64)
     return result.text, result.usage.forwards
 
 

@@ -151,8 +151,8 @@ class _Reader:
         """As many properties as are allowed: the least sure go, the shortest values come."""
         if field.max_members is not None and len(out) > field.max_members:
             needed = {m.name for m in field.members if m.required}
-            kept = [names for names in field.alternatives if all(name in out for name in names)]
-            needed.update(min(kept, key=len) if kept else ())
+            whole = sorted((names for names in field.alternatives if all(name in out for name in names)), key=len)
+            needed.update(whole[0] if whole else ())
             free = sorted((name for name in out if name not in needed), key=lambda name: self._surety(f"{pointer}/{escape(name)}"))
             for name in free[: len(out) - field.max_members]:
                 del out[name]
