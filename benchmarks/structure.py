@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.structure --pages 6``
 
-* `prompt`: the shape is described in the question and the answer is free text.
+* `prompt`: the shape is described in the question and the answer is free text, of up to 192 cells in up to 64 forwards.
 * `s3`: the scaffold is given, its slots are free (:func:`vlm.structure.alternatives.plain_draft`).
 * `hooks`: the literals are written into a free canvas by a tokens hook; the model knows nothing of slots.
 * `trellis`: ``extract``.
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -104,7 +105,7 @@ class Tally:
 
 def by_prompt(model: DiffusionVLM, page: DocumentPage, scaffold: Scaffold) -> tuple[str, int]:
     """(text, forwards) of free text behind a description of the shape."""
-    result = model.ask(page.image, f"Answer in JSON: {outline(scaffold)}", max_new_tokens=min(len(scaffold), 384))
+    result = model.ask(page.image, f"Answer in JSON: {outline(scaffold)}", max_new_tokens=min(len(scaffold), 192), max_forwards=64)
     return result.text, result.usage.forwards
 
 
@@ -153,13 +154,13 @@ def methods(model: DiffusionVLM, todo: list[DocumentPage]) -> dict[str, Any]:
     for page in todo:
         scaffold = compile_scaffold(parse_schema(page.case.schema), model.tokenizer)
         for name, run in (
-            ("prompt", lambda: by_prompt(model, page, scaffold)), ("s3", lambda: by_draft(model, page, scaffold, False)),
-            ("hooks", lambda: by_draft(model, page, scaffold, True)),
+            ("prompt", partial(by_prompt, model, page, scaffold)), ("s3", partial(by_draft, model, page, scaffold, False)),
+            ("hooks", partial(by_draft, model, page, scaffold, True)),
         ):  # fmt: skip
             (text, forwards), ms = timed(run)
             tallies[name].add(page, text, forwards, ms)
         with mock.patch.object(SlotEngine, "propose", clocked):
-            result, ms = timed(lambda: model.extract(page.image, page.case.schema))
+            result, ms = timed(partial(model.extract, page.image, page.case.schema))
         whole.append(ms)
         tallies["trellis"].add(page, result.text, result.usage.forwards, ms)
         print({name: f"{t.right}/{t.truth} right, {t.valid}/{t.answers} valid" for name, t in tallies.items()}, file=sys.stderr)

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from examples.screenspot import main
 from vlm import Result
 from vlm.errors import ConfigError
 from vlm.grounding.actions import Action
@@ -44,6 +45,15 @@ def test_items_and_their_score(tmp_path):
     found = {s.group: s for s in score(items, [answers[item.instruction] for item in items])}
     assert (found["all"].right, found["all"].count, found["all"].unreadable) == (2, 4, 1)
     assert found["CAD"].accuracy == 0.5 and found["desktop text"].accuracy == 1.0 and found["mobile icon"].right == 0
+
+
+def test_example_scores_a_model(tmp_path, tiny, capsys):
+    """Pocket with random weights: what it says means nothing, that every item is counted does."""
+    folder = benchmark(tmp_path / "bench")
+    assert main([str(folder), "--model", str(tiny), "--overlays", str(tmp_path / "out")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("all") and last.endswith("of 4, 0 not readable")
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_folders_that_are_none(tmp_path):

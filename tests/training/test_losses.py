@@ -7,7 +7,7 @@ import torch
 
 from vlm.errors import ConfigError
 from vlm.training.losses import NOWHERE, UNKNOWN, cell_weights, masked_cross_entropy, pointer_loss
-from vlm.training.masking import bernoulli_mask, complementary_pair, sample_ratio, views
+from vlm.training.masking import bernoulli_mask, complementary_pair, hybrid_views, sample_ratio, views
 
 
 def answers(rows: int = 40, length: int = 12) -> torch.Tensor:
@@ -117,3 +117,12 @@ def test_pointer_loss_equals_its_formula():
     assert pointer_loss(scores, pointer, total=10).item() == pytest.approx(want.item() / 10, rel=1e-5)
     loss.backward()
     assert not scores.grad[2].any() and bool(scores.grad[[0, 1, 3, 4]].any(dim=1).all())
+
+
+def test_hybrid_views_hide_extents_and_show_their_anchors():
+    answer = answers(200)
+    extent = answer & (torch.arange(12) >= 8)
+    masks = hybrid_views(answer, extent, generator=torch.Generator().manual_seed(6))
+    assert masks.shape == (200, 3, 12) and torch.equal(masks[:, 2], extent)
+    assert torch.equal(masks[:, :2], views(answer, generator=torch.Generator().manual_seed(6)))
+    assert torch.equal(hybrid_views(answer, torch.ones_like(answer))[:, 2], answer)

@@ -13,7 +13,7 @@ from typing import Any
 from vlm.errors import SchemaError
 from vlm.structure.conjunction import ANNOTATIONS, At, NeverError, conjoin, normalise
 from vlm.structure.exclusive import keep_apart
-from vlm.structure.fields import ConstField, Field, RefField, Schema, UnionField, heights
+from vlm.structure.fields import ConstField, Field, ObjectField, RefField, Schema, UnionField, heights
 from vlm.structure.leaves import build_leaf, listed
 from vlm.structure.shapes import build_array, build_object
 
@@ -177,11 +177,10 @@ class Compiler:
         out = {}
         for key, value in node.items():
             name = str(key)
-            if name in KNOWN or name == "additionalItems" or (name == "if" and "then" not in node and "else" not in node):
-                if name != "if":
-                    out[key] = value
-            elif name.startswith("x-"):
-                continue
+            if name in KNOWN or name == "additionalItems":
+                out[key] = value
+            elif name.startswith(("x-", "_", "@", "//")):
+                continue  # what people write their remarks in
             elif self.lenient:
                 self.unchecked[f"{pointer or '/'}: {name}"] = None
             else:
@@ -225,7 +224,14 @@ class Compiler:
             else:
                 real.append(field)
         if group.keyword == "oneOf" and len(real) > 1:
-            real = keep_apart(real, group.pointer)
+            try:
+                real = keep_apart(real, group.pointer)
+            except SchemaError:
+                if not self.lenient:
+                    raise
+                self.leave_out(group.pointer.rpartition("/")[0], "oneOf")
+        elif len(real) > 1:
+            real = _differing_in_required(real)
         unique: dict[Field, Field] = {}
         for field in real:
             unique.setdefault(replace(field, pointer="", title="", description=""), field)
@@ -308,6 +314,28 @@ class Compiler:
             except NeverError:
                 out.append(None)
         return out
+
+
+def _differing_in_required(options: list[Field]) -> list[Field]:
+    """Objects that differ in nothing but what they require become one, with alternatives; where that is not so, the same options."""
+    objects = [option for option in options if isinstance(option, ObjectField) and not option.alternatives]
+    if len(objects) < len(options):
+        return options
+    loose = {
+        replace(o, pointer="", title="", description="", members=tuple(replace(m, field=_bare(m.field), required=False) for m in o.members)) for o in objects
+    }
+    required = [{m.name for m in o.members if m.required} for o in objects]
+    always = set.intersection(*required)
+    limit = objects[0].max_members
+    if len(loose) > 1 or (limit is not None and limit < max(map(len, required))):
+        return options
+    members = tuple(replace(m, required=m.name in always) for m in objects[0].members)
+    sets = tuple(tuple(m.name for m in members if m.name in names - always) for names in required)
+    return [replace(objects[0], members=members, alternatives=() if () in sets else sets)]
+
+
+def _bare(field: Field) -> Field:
+    return replace(field, pointer="")
 
 
 def _is_null(field: Field) -> bool:

@@ -6,11 +6,12 @@ accepting state, so a live state is a completable one.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -237,14 +238,28 @@ class Dfa:
         raise SchemaError("no text is accepted")
 
     def words(self, count: int) -> list[bytes]:
-        """The first `count` accepted texts, shorter ones first; fewer if there are no more."""
+        """`count` accepted texts, none longer than one that is left out; fewer if there are no more."""
         out: list[bytes] = []
-        front: list[tuple[int, bytes]] = [] if self.is_empty else [(0, b"")]
-        while front and len(out) < count:
-            out += [path for state, path in front if self.accept[state]]
-            steps = ((state, path, byte) for state, path in front for byte in np.flatnonzero(self.table[state] >= 0).tolist())
-            front = [(int(self.table[state, byte]), path + bytes([byte])) for state, path, byte in islice(steps, 64 * count)]
-        return out[:count]
+        ahead = self._distances
+        todo: list[tuple[int, int, bytes, int]] = [] if self.is_empty else [(ahead[0], 0, b"", 0)]  # length in the end, ...
+        while todo and len(out) < count:
+            _, length, path, state = heapq.heappop(todo)
+            if self.accept[state]:
+                out.append(path)
+            for byte in np.flatnonzero(self.table[state] >= 0).tolist():
+                target = int(self.table[state, byte])
+                heapq.heappush(todo, (len(path) + 1 + ahead[target], length - 1, path + bytes([byte]), target))
+        return out
+
+    @cached_property
+    def _distances(self) -> list[int]:
+        """Fewest bytes from each state to an accepting one."""
+        found = np.where(self.accept, 0, self.size)
+        while True:
+            nearer = np.minimum(found, np.append(found, self.size)[self.table].min(axis=1) + 1)
+            if np.array_equal(nearer, found):
+                return [int(n) for n in found]
+            found = nearer
 
     @classmethod
     def nothing(cls) -> Dfa:

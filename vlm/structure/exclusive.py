@@ -77,6 +77,8 @@ def _object_fits(field: ObjectField, value: Any) -> bool | None:
     members = {member.name: member for member in field.members}
     if any(member.required and name not in value for name, member in members.items()):
         return False
+    if field.alternatives and not any(all(name in value for name in names) for names in field.alternatives):
+        return False
     known = _all([admits(members[name].field, item) for name, item in value.items() if name in members])
     strange = any(name not in members for name in value)
     if known is False or (strange and field.closed and not field.entries):
@@ -255,6 +257,7 @@ def _object_without(a: ObjectField, b: ObjectField) -> ObjectField:
                 if disjoint(changed, b):
                     return changed
     for member in a.members:
-        if not member.required and member.name in theirs and theirs[member.name].required and not _may_name(a, member.name):
+        used = any(member.name in names for names in a.alternatives)
+        if not used and not member.required and member.name in theirs and theirs[member.name].required and not _may_name(a, member.name):
             return replace(a, members=tuple(m for m in a.members if m is not member), closed=a.closed)
     raise _TogetherError

@@ -153,7 +153,8 @@ class Entry:
 class ObjectField(Field):
     """An object with its properties in the order of declaration, then those with free names.
 
-    `closed`: whether the schema allows no other properties than members and entries.
+    `closed`: whether the schema allows no other properties than members and entries. `alternatives`: sets of names of which at
+    least one must be there as a whole, beside what is required anyway.
     """
 
     members: tuple[Member, ...] = ()
@@ -161,6 +162,7 @@ class ObjectField(Field):
     min_members: int = 0
     max_members: int | None = None
     closed: bool = False
+    alternatives: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +225,10 @@ def height(node: Field, known: Mapping[str, float]) -> float:
         spare = [m.field for m in node.members if not m.required] + [e.field for e in node.entries]
         if short > 0 and spare:
             needed += sorted(spare, key=lambda f: 0 if f.nullable else height(f, known))[:short]
-        return max((0 if f.nullable else height(f, known) for f in needed), default=0)
+        least = max((0 if f.nullable else height(f, known) for f in needed), default=0)
+        by_name = {m.name: 0 if m.field.nullable else height(m.field, known) for m in node.members}
+        sets = [max((by_name[name] for name in names), default=0) for names in node.alternatives]
+        return max(least, min(sets, default=0))
     if isinstance(node, ArrayField):
         items = [node.item(i) for i in range(min(node.min_items, len(node.prefix) + 1))]
         return max((0 if f.nullable else height(f, known) for f in items), default=0)

@@ -114,8 +114,13 @@ class Minimal:
         return out
 
     def complete(self, field: ObjectField, out: dict[str, Any]) -> list[str]:
-        """Add properties until there are as many as `minProperties` demands; returns the names added."""
+        """Add properties that one of the alternatives demands, and until there are enough; returns the names added."""
         added: list[str] = []
+        if field.alternatives:
+            fields = {m.name: m.field for m in field.members}
+            for name in min(([name for name in names if name not in out] for names in field.alternatives), key=len):
+                out[name] = self.or_null(fields[name])
+                added.append(name)
         spare = sorted((m for m in field.members if m.name not in out), key=lambda m: 0 if m.field.nullable else height(m.field, self.heights))
         for member in spare[: max(field.min_members - len(out), 0)]:
             out[member.name] = self.or_null(member.field)

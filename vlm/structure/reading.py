@@ -151,11 +151,13 @@ class _Reader:
         """As many properties as are allowed: the least sure go, the shortest values come."""
         if field.max_members is not None and len(out) > field.max_members:
             needed = {m.name for m in field.members if m.required}
+            whole = sorted((names for names in field.alternatives if all(name in out for name in names)), key=len)
+            needed.update(whole[0] if whole else ())
             free = sorted((name for name in out if name not in needed), key=lambda name: self._surety(f"{pointer}/{escape(name)}"))
             for name in free[: len(out) - field.max_members]:
                 del out[name]
                 self._forget(f"{pointer}/{escape(name)}")
-        if len(out) < field.min_members:
+        if field.alternatives or len(out) < field.min_members:
             for name in self.minimal.complete(field, out):
                 self._note(f"{pointer}/{escape(name)}", out[name], 0.0, forced=True)
 

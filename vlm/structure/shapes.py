@@ -39,11 +39,11 @@ def build_object(compiler: Compiler, node: Mapping[str, Any], pointer: str, null
     entries: list[Entry] = []
     if high is None or high > sum(m.required for m in members):
         entries = _entries(compiler, named, shaped, extra, keys, bare=not members and not shaped, needed=low > len(members), pointer=pointer)
-    if isinstance(keys, ChoiceField) and not shaped:
-        members, entries = _names_listed(compiler, members, keys, extra, low > len(members) or not members), []
+    if isinstance(keys, ChoiceField):
+        members, entries = _names_listed(compiler, members, keys, shaped, extra, low > len(members) or not members), []
     if sum(m.required for m in members) > (high if high is not None else len(members)):
         raise NeverError("more properties are required than maxProperties allows", pointer=pointer)
-    if low > len(members) and not entries:
+    if low > len(members) + sum(len(leaf_dfa(entry.key).words(low)) for entry in entries):
         raise NeverError("fewer properties are possible than minProperties demands", pointer=pointer)
     if not members and not entries:
         return ConstField(json="{}", pointer=pointer) if not nullable else ObjectField(**common(node, pointer, nullable))
@@ -105,12 +105,21 @@ def _with_allowed_names(members: list[Member], keys: Field, pointer: str) -> lis
     return out
 
 
-def _names_listed(compiler: Compiler, members: list[Member], keys: ChoiceField, extra: At, wanted: bool) -> list[Member]:
-    """With an enum of names, every name is an optional member."""
-    if not wanted or extra.schema is False:
-        return members
+def _names_listed(
+    compiler: Compiler, members: list[Member], keys: ChoiceField, shaped: Mapping[str, At], extra: At, wanted: bool
+) -> list[Member]:
+    """With an enum of names, those that a pattern describes are optional members, and if they are `wanted` all others too."""
     have = {m.name for m in members}
-    return members + [Member(str(name), compiler.parse(extra), False) for name in keys.values if name not in have]
+    out = list(members)
+    for name in (str(value) for value in keys.values if value not in have):
+        fitting = [shaped[pattern] for pattern in matching(shaped, name)]
+        at = fitting[0] if fitting else extra
+        for part in fitting[1:]:
+            at = both(at, part)
+        (field,) = compiler.possible([at]) if fitting or wanted else (None,)
+        if field is not None:
+            out.append(Member(name, field, False))
+    return out
 
 
 def _entries(
