@@ -29,7 +29,7 @@ def row_of(
     if task != "extract":
         row |= {"task": task, "text": result.text, "confidence": result.confidence}
         full = result.to_dict()
-        row |= {key: full[key] for key in ("box", "lines", "items") if key in full}
+        row |= {key: full[key] for key in ("box", "candidates", "lines", "items") if key in full}
     if result.warnings:
         row["warnings"] = list(result.warnings)
     return row

@@ -81,7 +81,7 @@ def show(request: dict[str, Any], result: Result, right: dict[str, bool]) -> str
     usage = result.usage
     head = f"  {request['task']:<8} {words:<44} {usage.forwards:>3} forwards {usage.ms:>7.0f} ms"
     if result.status == "error":
-        return f"{head}\n    error: {message_of(result)}"
+        return f"{head}\n    error: {message_of(result.error)}"
     if request["task"] == "extract":
         lines = [f"    {'field':<26} {'value':<36} {'sure':>5}  {'box in pixels':<22} right"]
         for pointer, info in result.fields.items():

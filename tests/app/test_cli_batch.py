@@ -82,7 +82,7 @@ def test_files_that_look_like_lists(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_schemas(name):
     tree, text = parsed(name)
-    assert tree.members and json.loads(text)["title"] == name
+    assert tree.root.members and json.loads(text)["title"] == name
     assert set(BUILT_IN) == {"receipt", "invoice", "form", "id-card", "table"}
 
 
@@ -102,7 +102,7 @@ value = 3
 def test_schemas_by_class(tmp_path, monkeypatch):
     (tmp_path / "my_schemas_of_a_test.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    assert [m.name for m in parsed("my_schemas_of_a_test:Shop.Receipt")[0].members] == ["who"]
+    assert [m.name for m in parsed("my_schemas_of_a_test:Shop.Receipt")[0].root.members] == ["who"]
     assert json.loads(parsed("my_schemas_of_a_test:Plain")[1])["properties"].keys() == {"n"}
     for text, words in (("my_schemas_of_a_test:None_such", "cannot be imported"), ("no_such_module:A", "cannot be imported"), ("my_schemas_of_a_test:value", "not a class")):
         with pytest.raises(SchemaError, match=words):
@@ -113,7 +113,7 @@ def test_schemas_by_class(tmp_path, monkeypatch):
 def test_a_file_named_like_a_built_in_schema_counts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "receipt").write_text(SCHEMA)
-    assert json.loads(parsed("receipt")[1]) == {"who": "string"}
+    assert json.loads(parsed("receipt")[1])["properties"].keys() == {"who"}
     with pytest.raises(SchemaError, match="receipt, table"):
         find_schema("recipt")
 
