@@ -29,12 +29,14 @@ if TYPE_CHECKING:
         SchemaError,
         VLMError,
     )
-    from vlm.model import DiffusionVLM, Partial
+    from vlm.live import Cell, Partial, SlotView
+    from vlm.model import DiffusionVLM
     from vlm.processor.messages import ImagePart, Message, TextPart, user
     from vlm.results import FieldInfo, Item, Line, Result, Usage
 
 _HOME = {
-    "vlm.model": "DiffusionVLM Partial",
+    "vlm.model": "DiffusionVLM",
+    "vlm.live": "Cell Partial SlotView",
     "vlm.results": "FieldInfo Item Line Result Usage",
     "vlm.processor.messages": "ImagePart Message TextPart user",
     "vision.loading": "LoadedImage load_image",
@@ -46,6 +48,7 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
+    "Cell",
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
@@ -68,6 +71,7 @@ __all__ = [
     "PromptError",
     "Result",
     "SchemaError",
+    "SlotView",
     "TextPart",
     "Usage",
     "VLMError",

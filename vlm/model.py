@@ -9,30 +9,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vision.loading import load_image
 from vision.reader import ReaderConfig
 from vision.reading import Reading
 from vision.tokens import THING, text_of
 from vlm.checkpoint import is_pocket, load_pocket
-from vlm.decoding.canvas import MASK, Canvas
+from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.loop import Frame, decode
 from vlm.decoding.stops import EndOfText, Never
 from vlm.engine import Engine, Plan, PocketEngine, user_turn
 from vlm.errors import ContextLengthError, DecodingError, ImageError, OptionError, PromptError, VLMError
-from vlm.processor.messages import Messages
+from vlm.filling import Filling
+from vlm.live import Cell, Partial, cells_of, text_so_far
+from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt
 from vlm.results import Box, Item, Line, Result, Usage
+from vlm.structure.blanks import compile_blanks
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
-from vlm.structure.slot_engine import SlotEngine
 
 Images = Any
 
 #: Question behind ``caption``.
 CAPTION = "Describe the image."
+#: What the user says where a text with blanks comes without words of its own.
+INFILL = "Fill in the blanks."
 #: What the backbone fills in for a grounding request; the box is where its copy head points.
 GROUND_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -56,15 +58,6 @@ class _Seen:
     warnings: tuple[str, ...]
     reading: Any
     ms: float
-
-
-@dataclass
-class Partial:
-    """What ``stream`` yields: the frame of a step and the text as it stands, one string a row, masks as '·'."""
-
-    frame: Frame
-    text: list[str]
-    result: list[Result] | None = None
 
 
 class DiffusionVLM:
@@ -223,6 +216,66 @@ class DiffusionVLM:
                 part = replace(part, result=[replace(result, warnings=(*warnings, *result.warnings))])
             yield part
 
+    def stream_extract(self, image: Any, schema: Any, **decoding: Any) -> Iterator[Partial]:
+        """Like :meth:`extract` for one image, yielding each step with its ``slots``; the last item carries the result."""
+        scaffold = compile_scaffold(parse_schema(schema), self.tokenizer, symbols=self.engine.symbols)
+        plan = self.engine.plan(decoding)
+        seen = self._look(0, image)
+        filling = Filling(self.engine, [self._prompt(self.engine.extraction(scaffold), plan)], [[seen.reading]], scaffold, plan)
+        return filling.stream(lambda result, _: _of(result, seen))
+
+    def stream_ground(self, image: Any, instruction: str, **decoding: Any) -> Iterator[Partial]:
+        """Like :meth:`ground` for one image, yielding each step; the last item carries the result."""
+        _check_words(instruction, "instruction")
+        self._pocket("ground")
+        scaffold = compile_scaffold(parse_schema(GROUND_SCHEMA), self.tokenizer)
+        plan = self.engine.plan(decoding)
+        seen = self._look(0, image)
+        filling = Filling(self.engine, [self._prompt(instruction, plan)], [[seen.reading]], scaffold, plan, by_first_cell=True)
+        return filling.stream(lambda result, _: _of(_grounded(result, seen.reading), seen))
+
+    def infill(self, text: str, image: Any = None, *, prompt: str = "", **decoding: Any) -> Result:
+        """Fill the blanks of a text, each seeing what stands on both of its sides.
+
+        Args:
+            text: with blanks ``[[cells]]``, ``[[name:cells]]`` or ``[[name:cells:kind]]`` (:mod:`vlm.structure.blanks`).
+            image: what the text is about, if anything. prompt: what to tell the model besides.
+
+        Returns:
+            Result with the whole text, and the blanks by name in ``data`` and ``fields``.
+
+        Raises:
+            SchemaError: a blank that cannot be read or filled. ImageError, ContextLengthError, OptionError.
+        """
+        *_, last = self.stream_infill(text, image, prompt=prompt, **decoding)
+        assert last.result is not None
+        return last.result[0]
+
+    def stream_infill(self, text: str, image: Any = None, *, prompt: str = "", **decoding: Any) -> Iterator[Partial]:
+        """Like :meth:`infill`, yielding each step with its ``slots``; the last item carries the result."""
+        _check_words(text, "text")
+        scaffold = compile_blanks(text, self.tokenizer, symbols=self.engine.symbols)
+        plan = self.engine.plan(decoding)
+        seen = None if image is None else self._look(0, image)
+        words = prompt.strip() or ("" if seen is not None and isinstance(self.engine, PocketEngine) else INFILL)
+        parts = ([] if seen is None else [ImagePart(seen.source)]) + ([TextPart(words)] if words else [])
+        message = self.engine.prompt([Message("user", tuple(parts))], plan)
+        filling = Filling(self.engine, [message], [[] if seen is None else [seen.reading]], scaffold, plan)
+
+        def finish(result: Result, row: int) -> Result:
+            whole = replace(result, text=filling.text(row))
+            return whole if seen is None else _of(whole, seen)
+
+        return filling.stream(finish)
+
+    def cells(self, part: Partial, row: int = 0) -> list[Cell]:
+        """The canvas of a step cell by cell, for showing it."""
+        return cells_of(self.tokenizer, part.frame, row, part.owners)
+
+    def presets(self) -> dict[str, dict[str, Any]]:
+        """Decoding methods this model knows: name -> its options with their defaults."""
+        return self.engine.presets()
+
     def info(self) -> dict[str, Any]:
         """Name, sizes and limits of the model."""
         return {"name": self.name, **self.engine.info()}
@@ -281,7 +334,7 @@ class DiffusionVLM:
                 return
             results = [failed(error, "decode", waiting[0].source)]
         for seen, result in zip(waiting, results, strict=True):
-            rows[seen.index] = replace(_charged(result, seen.ms), source=seen.source, warnings=(*seen.warnings, *result.warnings))
+            rows[seen.index] = _of(result, seen)
 
     def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
         plan = self.engine.plan(decoding)
@@ -298,33 +351,21 @@ class DiffusionVLM:
 
         return self._over(images, run, on_error)
 
-    def _free(self, denoiser: Denoiser, rows: int, cells: int, plan: Plan) -> Iterator[Partial]:
+    def _free(self, denoiser: Denoiser, count: int, cells: int, plan: Plan) -> Iterator[Partial]:
         """Free text behind encoded prompts: a canvas of open cells that ends at the end token."""
         start = time.perf_counter()
         symbols, recipe = self.engine.symbols, plan.recipe
-        canvas = Canvas.blank(rows, cells, mask_id=symbols.mask, pad_id=symbols.pad)
+        canvas = Canvas.blank(count, cells, mask_id=symbols.mask, pad_id=symbols.pad)
         banned = self.engine.banned(plan, None)
         stop = EndOfText(self.engine.stop_ids) if isinstance(recipe.stop, Never) else recipe.stop
         full = recipe.with_parts(banned=banned, stop=stop)
         for frame in decode(denoiser, canvas, full, seed=plan.seed):
-            yield Partial(frame, [self._show(row, state) for row, state in zip(frame.ids.tolist(), frame.state.tolist(), strict=True)])
-        ms = (time.perf_counter() - start) * 1000 / rows
-        results = [self._answer(canvas, row, ms) for row in range(rows)]
+            rows = zip(frame.ids.tolist(), frame.state.tolist(), strict=True)
+            yield Partial(frame, [text_so_far(self.tokenizer, ids, state, self.engine.stop_ids) for ids, state in rows])
+        ms = (time.perf_counter() - start) * 1000 / count
+        results = [self._answer(canvas, row, ms) for row in range(count)]
         last = Frame(int(canvas.step.max()), canvas.ids.clone(), canvas.states(canvas.masked), canvas.commit_confidence.clone(), canvas.forwards.clone())
         yield Partial(last, [r.text for r in results], results)
-
-    def _show(self, ids: list[int], state: list[int]) -> str:
-        """A row as it stands: masks as dots, nothing after the end token."""
-        text, known = "", []
-        for token, how in zip(ids, state, strict=True):
-            if how != MASK and token in self.engine.stop_ids:
-                break
-            if how != MASK:
-                known.append(token)  # decoded as a run: a character may be spelled by several byte tokens
-                continue
-            text += self.tokenizer.decode(known) + "·"
-            known = []
-        return text + self.tokenizer.decode(known)
 
     def _answer(self, canvas: Canvas, row: int, ms: float) -> Result:
         ids = canvas.ids[row].tolist()
@@ -337,29 +378,7 @@ class DiffusionVLM:
 
     def _fill(self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan, by_first_cell: bool = False) -> list[Result]:
         """Fill the slots of a scaffold behind prompts; `by_first_cell`: a slot's box is where its first cell points."""
-        start = time.perf_counter()
-        denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), plan, scaffold)
-        symbols, recipe = self.engine.symbols, plan.recipe
-        rows = scaffold.to_canvas_rows()
-        cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
-        canvas = Canvas.from_rows([cells] * len(prompts), mask_id=symbols.mask, pad_id=symbols.pad, slot_index=[rows.slot_index] * len(prompts))
-        temperature = float(getattr(recipe.proposer, "temperature", 0.0))
-        slots = SlotEngine(scaffold, temperature=temperature, generator=torch.Generator().manual_seed(plan.seed) if temperature else None)
-        banned = self.engine.banned(plan, scaffold)
-        for _ in decode(denoiser, canvas, recipe.with_parts(joint=slots, banned=banned, stop=Never()), seed=plan.seed):
-            pass
-        ms = (time.perf_counter() - start) * 1000 / len(prompts)
-        return [self._data(canvas, row, scaffold, denoiser, ms, by_first_cell) for row in range(len(prompts))]
-
-    def _data(self, canvas: Canvas, row: int, scaffold: Scaffold, denoiser: Denoiser, ms: float, by_first_cell: bool) -> Result:
-        every = self.engine.locator(denoiser, canvas, row)
-        locate = (lambda cells: every(cells[:1])) if by_first_cell and every is not None else every
-        data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=locate)
-        status = "forced" if any(f.forced for f in fields.values()) else "ok"
-        sure = min((f.confidence for f in fields.values()), default=1.0)
-        written = int((canvas.committed_at[row] >= 0).sum())
-        usage = Usage(int(canvas.step[row]), int(canvas.forwards[row]), written, ms)
-        return Result(json.dumps(data, ensure_ascii=False), data, confidence=sure, fields=fields, status=status, warnings=scaffold.warnings(data), usage=usage)
+        return Filling(self.engine, prompts, pictures, scaffold, plan, by_first_cell=by_first_cell).results()
 
     def _items(self, reading: Reading) -> Result:
         config, tokens = self._pocket("objects").model.config.reader, reading.tokens
@@ -397,6 +416,11 @@ def _check_cells(cells: Any) -> None:
 def _charged(result: Result, ms: float) -> Result:
     """The same result with `ms` added to its cost."""
     return replace(result, usage=replace(result.usage, ms=result.usage.ms + ms))
+
+
+def _of(result: Result, seen: _Seen) -> Result:
+    """The result of a picture: with its name, its warnings, and what reading it took."""
+    return replace(_charged(result, seen.ms), source=seen.source, warnings=(*seen.warnings, *result.warnings))
 
 
 def failed(error: VLMError, stage: str, image: Any) -> Result:

@@ -17,6 +17,7 @@ from vlm.decoding.blocks import BlockDenoiser
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.denoiser import BackboneDenoiser, GuidedDenoiser
+from vlm.decoding.presets import known_options
 from vlm.engine import Locator, Plan, seed_of
 from vlm.errors import OptionError, PromptError
 from vlm.families.family import Family, Picture
@@ -86,6 +87,12 @@ class PublishedEngine:
         if self.loaded.config.blocks is not None and (cache is False or guidance):
             raise OptionError(f"{self.family.name} works in blocks, always behind their exact cache", remedy="leave prefix_cache and guidance out")
         return plan if self._cached(plan) else replace(plan, recipe=recipe.with_parts(first_cell=False))
+
+    def presets(self) -> dict[str, dict[str, Any]]:
+        """The library's presets and the family's own, with the options of the engine: ``prefix_cache`` and ``guidance``."""
+        known = known_options()
+        own = {name: {**known[base], **options} for name, (base, options) in self.family.presets.items()}
+        return {name: {**options, "prefix_cache": None, "guidance": 0.0} for name, options in {**known, **own}.items()}
 
     def _cached(self, plan: Plan) -> bool:
         return self.family.attention == "prefix" if plan.prefix_cache is None else plan.prefix_cache

@@ -45,6 +45,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 DEFAULT = "dimple"
 
 
+def known_options() -> dict[str, dict[str, Any]]:
+    """Every preset with all its options and their defaults."""
+    return {name: {**_COMMON, **options} for name, options in PRESETS.items()}
+
+
 def preset(name: str = DEFAULT, **options: Any) -> Recipe:
     """The recipe of a published method.
 
