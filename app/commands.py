@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from app import batch
 from app.inputs import Inputs, expand
+from app.options import parse_options
 from app.rows import block_of, json_line, message_of, row_of
 from vlm.errors import OptionError, PromptError, SchemaError
 from vlm.results import Result
@@ -35,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
         from app import bench
 
         return bench.run(args)
+    if args.command == "demo":
+        from app.web import serve
+
+        return serve.run(args)
     return _task(args)
 
 
@@ -59,14 +64,7 @@ def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"seed": args.seed}
     if args.preset is not None:
         options["preset"] = args.preset
-    for pair in args.set:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise OptionError(f"--set {pair!r} is not NAME=VALUE", remedy="for example --set gamma=0.95")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
+    options |= parse_options(args.set)
     if getattr(args, "max_new_tokens", None) is not None:
         options["max_new_tokens"] = args.max_new_tokens
     return options
