@@ -12,6 +12,7 @@ from typing import Any
 from app import batch
 from app.inputs import Input
 from app.rows import json_line, row_of
+from vlm.results import Result
 
 
 @dataclass
@@ -43,12 +44,21 @@ def run(model: Any, files: Sequence[str], schema: Any, decoding: dict[str, Any],
     yield progress
     with open(out, "a", encoding="utf-8") as file:
         for result in results:
-            row = {**row_of(result, "extract"), "source": Path(result.source).name}
+            row = _row(result)
             print(json_line(row), file=file, flush=True)
             progress.rows.append(row)
             progress.done += 1
             progress.statuses[row["status"]] += 1
             yield progress
+
+
+def _row(result: Result) -> dict[str, Any]:
+    """A row that names the file as the visitor knows it, not where the server keeps it."""
+    name = Path(result.source).name
+    row = {**row_of(result, "extract"), "source": name}
+    if result.error is not None:
+        row["error"] = {**result.error, "message": result.error["message"].replace(result.source, name)}
+    return row
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

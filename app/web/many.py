@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import logging
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -15,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.rows import json_line
 from app.web import draw, jobs
 from app.web.controls import Decoding, example
 from app.web.pictures import SUFFIXES, cache_folder, text_file
@@ -73,12 +73,10 @@ def build(model: Any, schema: Any) -> None:
 
 
 def _result_file(earlier: str | None) -> Path:
-    """A new result file, with the rows of an earlier one."""
+    """A new result file, with the whole rows of an earlier one."""
     path = cache_folder(f"job {uuid.uuid4()}") / "results.jsonl"
-    if earlier:
-        shutil.copyfile(earlier, path)
-    else:
-        path.touch()
+    kept = jobs.rows_of(Path(earlier)) if earlier else []
+    path.write_text("".join(json_line(row) + "\n" for row in kept), encoding="utf-8")
     return path
 
 

@@ -91,7 +91,7 @@ class Runner:
         self.stop.click(self._stopped, [self.trace], outputs, cancels=events, queue=False, show_progress="hidden", **PRIVATE)
         if self.steps:
             shown = [panel.component for panel in self.panels if panel.scrubs]
-            self.scrubber.input(self._scrubbed, [self.scrubber, self.trace], shown, queue=False, show_progress="hidden", **PRIVATE)
+            self.scrubber.input(self._scrubbed, [self.scrubber, self.trace], shown, trigger_mode="always_last", queue=False, show_progress="hidden", **PRIVATE)
 
     def run(self, start: Start, values: Sequence[Any]) -> Iterator[list[Any]]:
         """Output values, time after time, until the request is done or has failed."""

@@ -48,9 +48,13 @@ def check_installed() -> None:
     try:
         import gradio
     except ImportError as error:
-        raise DependencyError("the browser front end needs Gradio, which is not installed", remedy="pip install 'diffusion-vlm[demo]'") from error
+        raise DependencyError(
+            "the browser front end needs Gradio, which is not installed", remedy="install the extra: pip install 'diffusion-vlm[demo]'"
+        ) from error
     if int(gradio.__version__.split(".")[0]) < 6:
-        raise DependencyError(f"Gradio {gradio.__version__} is too old for the browser front end", remedy="pip install 'diffusion-vlm[demo]'")
+        raise DependencyError(
+            f"Gradio {gradio.__version__} is too old for the browser front end", remedy="install the extra: pip install 'diffusion-vlm[demo]'"
+        )
 
 
 def is_local(host: str) -> bool:

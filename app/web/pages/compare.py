@@ -69,13 +69,13 @@ def build(model: Any) -> None:
     outputs = [status, pair, scrubber, verdict, shown, *drawn]
     inputs = [page.file, task, words, expected, *ways[0].inputs, *ways[1].inputs]
 
-    def run(path: str | None, kind: str, said: str, wanted: str, *how: Any) -> Iterator[list[Any]]:
-        found, picture, half = Pair(expected=wanted.strip()), None, len(how) // 2
+    def run(path: str | None, kind: str, said: str | None, wanted: str | None, *how: Any) -> Iterator[list[Any]]:
+        found, picture, half = Pair(expected=(wanted or "").strip()), None, len(how) // 2
         try:
             picture = open_picture(path)
             options = [Decoding.parse(*how[:half]), Decoding.parse(*how[half:])]
             for i, side in enumerate(SIDES):
-                for _ in _recorded(model, found.traces[i], kind, said, picture, options[i]):
+                for _ in _recorded(model, found.traces[i], kind, said or "", picture, options[i]):
                     yield _outputs(draw.status(f"{side} is running ..."), found, picture)
         except VLMError as error:
             yield _outputs(draw.status(str(error), "alert"), found, picture)
@@ -90,7 +90,7 @@ def build(model: Any) -> None:
     events = [start.click(run, **common)]
     events += [button.then([page.file, task, words, expected], run, common) for button in buttons]
     stop.click(lambda found: _outputs(draw.status("Stopped."), found or Pair(), None, last=True), [pair], outputs, cancels=events, queue=False, **PRIVATE)
-    scrubber.input(_canvases, [pair, scrubber], drawn, queue=False, show_progress="hidden", **PRIVATE)
+    scrubber.input(_canvases, [pair, scrubber], drawn, trigger_mode="always_last", queue=False, show_progress="hidden", **PRIVATE)
 
 
 def _recorded(model: Any, trace: Trace, kind: str, words: str, picture: Picture, options: dict[str, Any]) -> Iterator[None]:

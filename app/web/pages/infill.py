@@ -43,9 +43,9 @@ def build(model: Any) -> None:
             table = gr.HTML(draw.fields(None), elem_id="infill-fields")
             shown = page.view()
 
-    def start(path: str | None, blanks: str, prompt: str, *how: Any) -> tuple[Any, Iterator[Any]]:
+    def start(path: str | None, blanks: str, prompt: str | None, *how: Any) -> tuple[Any, Iterator[Any]]:
         picture = open_picture(path) if path else None
-        return picture, model.stream_infill(blanks, picture.image if picture else None, prompt=prompt, **decoding.parse(*how))
+        return picture, model.stream_infill(blanks, picture.image if picture else None, prompt=prompt or "", **decoding.parse(*how))
 
     panels = [
         Panel(filled, lambda shot, _: _filled(shot)),
