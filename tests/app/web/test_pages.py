@@ -102,9 +102,9 @@ def test_extract(demo):
     out = run(demo, "extract-run", extract_file=example("shapes.png"), extract_schema='{"name": "string", "total": "number"}')
     assert "Done." in out["extract-status"] and "Ada Byron" in out["extract-fields"] and "12.5" in out["extract-json"]
     assert out["extract-page"].count("<rect") == 2 and "canvas" in out["extract-canvas"]
-    row = json.loads(open(out["extract-get-json"]["value"], encoding="utf-8").read())
+    row = json.loads(Path(out["extract-get-json"]["value"]).read_text(encoding="utf-8"))
     assert row["data"] == {"name": "Ada Byron", "total": 12.5} and row["fields"]["/name"]["box"]
-    lines = open(out["extract-get-csv"]["value"], encoding="utf-8").read().splitlines()
+    lines = Path(out["extract-get-csv"]["value"]).read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("field,value,confidence") and lines[1].startswith("/name,Ada Byron,")
     assert out["extract-step"]["interactive"] and out["extract-step"]["maximum"] > 2
 
@@ -141,7 +141,7 @@ def test_ask_in_turns(demo):
 def test_ground(demo):
     out = run(demo, "ground-run", ground_file=example("shapes.png"), ground_say="press Save")
     assert '"action": "click"' in out["ground-action"].replace("&quot;", '"') and "Done" in out["ground-status"]
-    assert "<rect" in out["ground-page"] and "button" in out["ground-canvas"].replace("</span>", "").replace("<span", "") or "target" in out["ground-canvas"]
+    assert "<rect" in out["ground-page"] and "button" in out["ground-canvas"]  # the canvas says its text to screen readers
 
 
 def test_infill(demo):
@@ -162,7 +162,7 @@ def test_compare(demo):
     said = {"compare_task": "Extract", "compare_words": '{"name": "string"}', "compare_expected": '{"name": "Ada Byron"}'}
     out = run(demo, "compare-run", compare_file=example("shapes.png"), **said)
     assert out["compare-verdict"].count("1 of 1 fields") == 2
-    assert "one-by-one" == components(demo)["compare-b-preset"].value
+    assert components(demo)["compare-b-preset"].value == "one-by-one"
     assert compare.right(Result("Yes"), "yes") == "yes" and compare.right(Result("no"), "yes") == "no" and compare.right(Result("x"), "") == "-"
     assert compare.right(Result("1"), "1") == "yes"
 
