@@ -94,8 +94,8 @@ def _one(model: Any, schema: Any) -> None:
         Panel(shown, lambda shot, about: gr.skip() if about is None else about.drawn(draw.marks(shot))),
         Panel(table, lambda shot, _: draw.fields(shot)),
         Panel(code, lambda shot, _: draw.json_so_far(shot)),
-        Panel(as_json, lambda shot, about: _offered(shot, about, "json", lambda result: json_line(row_of(result, "extract")) + "\n")),
-        Panel(as_csv, lambda shot, about: _offered(shot, about, "csv", _csv)),
+        Panel(as_json, lambda shot, about: _offered(shot, about, "json", lambda result: json_line(row_of(result, "extract")) + "\n"), scrubs=False),
+        Panel(as_csv, lambda shot, about: _offered(shot, about, "csv", _csv), scrubs=False),
     ]
     runner.wire([page.file, schema, *decoding.inputs], start, panels, examples=buttons, fills=[page.file, schema])
 

@@ -6,7 +6,7 @@ their pointers go to the first visual entries, so that fields have boxes.
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ PACE = 3  # cells of a canvas that become sure in each step
 
 
 class ScriptedDenoiser:
-    """Wraps the real denoiser for its places; says `target` [L]."""
+    """Wraps the real denoiser for its places; says `target` [L]. With a gate it waits after two steps until that is set."""
 
-    def __init__(self, inner: Any, target: list[int], pause: float) -> None:
-        self.inner, self.target, self.pause = inner, torch.tensor(target), pause
+    def __init__(self, inner: Any, target: list[int], gate: threading.Event | None) -> None:
+        self.inner, self.target, self.gate = inner, torch.tensor(target), gate
         self.places, self.vocab_size = inner.places, inner.vocab_size
 
     def __call__(self, canvas: Canvas, cells: torch.Tensor) -> Prediction:
         """Logits of the asked cells."""
-        time.sleep(self.pause)
+        if self.gate is not None and int(canvas.step.max()) >= 2:
+            self.gate.wait(120)
         row, column = cells.nonzero(as_tuple=True)
         logits = torch.zeros(len(row), self.vocab_size)
         rank = (canvas.masked & canvas.valid).cumsum(1)[row, column]  # the leftmost open cells come first
@@ -46,10 +47,11 @@ class ScriptedDenoiser:
 class ScriptedEngine(PocketEngine):
     """Answers free text with `answer`, and slots by the last name of their pointer with `values`; null where nothing is told."""
 
-    def __init__(self, folder: Path, answer: str, values: Mapping[str, str], pause: float = 0.0) -> None:
+    def __init__(self, folder: Path, answer: str, values: Mapping[str, str]) -> None:
         model, tokenizer, _ = load_pocket(folder)
         super().__init__(model, tokenizer)
-        self.answer, self.values, self.pause = answer, dict(values), pause
+        self.answer, self.values = answer, dict(values)
+        self.gate: threading.Event | None = None
 
     def denoiser(self, prompts: Any, pictures: Any, answer_cells: int, plan: Any = None, scaffold: Any = None) -> Any:
         """The scripted one around the real one."""
@@ -60,10 +62,10 @@ class ScriptedEngine(PocketEngine):
         else:
             told = {slot.pointer: self.values.get(slot.pointer.rsplit("/", 1)[-1]) for slot in scaffold.slots}
             ids = scaffold.fill(told)
-        return ScriptedDenoiser(inner, ids, self.pause)
+        return ScriptedDenoiser(inner, ids, self.gate)
 
 
-def scripted(folder: Path, answer: str = "two red shapes", values: Mapping[str, str] | None = None, pause: float = 0.0) -> DiffusionVLM:
+def scripted(folder: Path, answer: str = "two red shapes", values: Mapping[str, str] | None = None) -> DiffusionVLM:
     """A model that answers as told."""
     known = {"name": "Ada Byron", "total": "12.50", "action": "click", "target": "button", "first_name": "Edith"}
-    return DiffusionVLM(ScriptedEngine(folder, answer, known if values is None else values, pause), "scripted")
+    return DiffusionVLM(ScriptedEngine(folder, answer, known if values is None else values), "scripted")
