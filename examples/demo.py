@@ -17,7 +17,7 @@ from tqdm import tqdm
 from app.inputs import expand
 from app.rows import json_line, message_of, row_of
 from vlm import DiffusionVLM, Result, VLMError
-from vlm.structure.schema import escape
+from vlm.structure.conjunction import escape
 
 HERE = Path(__file__).parent
 

@@ -1,11 +1,13 @@
 """Fixtures that several rooms share."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+os.environ.setdefault("VLM_CACHE", "0")  # tests leave nothing behind
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -17,12 +17,12 @@ from vision.adapter import VisualBatch
 from vision.reading import Reading, fast_bf16, read_picture
 from vision.tokens import CHAR, ROW_END, THING, VisualTokens
 from vlm.backbone.packed import PackedPrefix, bounds_of
-from vlm.backbone.slots import SlotTable
+from vlm.backbone.slots import SlotTable, join
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser, Prediction
 from vlm.decoding.loop import Recipe
 from vlm.decoding.presets import DEFAULT, known_options, preset
-from vlm.errors import OptionError
+from vlm.errors import ContextLengthError, OptionError
 from vlm.families.pocket import PackedMemory, PackedPocket, PocketModel, Prefix, Slots, Words
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt, check_context
@@ -158,9 +158,11 @@ class PocketDenoiser:
     def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable, half: bool, null: int) -> None:
         self.prefix, self.places, self.half, self.null = prefix, places, half, null
         self.null_bias = model.config.null_bias
-        self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
+        self._set(table)
         self.packed = PackedPocket(model)
         self.vocab_size = model.config.backbone.vocab_size
+        #: Where the first cells of slots point, (row, column) -> [(entry, probability)]; kept where this is no None.
+        self.pointed: dict[tuple[int, int], list[tuple[int, float]]] | None = None
         lengths = prefix.lengths.tolist()
 
         def flat(layers: list[Tensor]) -> list[Tensor]:
@@ -169,6 +171,17 @@ class PocketDenoiser:
         cache = prefix.cache
         hidden = torch.cat([cache.hidden[row, :n] for row, n in enumerate(lengths)])
         self.behind = PackedMemory(PackedPrefix(flat(cache.keys), flat(cache.values), hidden, bounds_of(lengths)), prefix.memory, prefix.labels, lengths)
+
+    def _set(self, table: SlotTable) -> None:
+        self._slot, self._keys, self._kind, self._item = (torch.from_numpy(a) for a in (table.slot, table.keys, table.kind, table.item))
+
+    def lay_out(self, scaffolds: Sequence[Scaffold]) -> None:
+        """From now on the canvases have these scaffolds, one a row; raises ContextLengthError when one is too long."""
+        width, longest = max(map(len, scaffolds)), max(self.behind.lengths)
+        limit = self.packed.model.config.backbone.max_position_embeddings
+        if longest + width > limit:
+            raise ContextLengthError(f"prompt and answer need {longest + width} positions and the model has {limit}", remedy="ask for less at once")
+        self._set(join([SlotTable.of(scaffold) for scaffold in scaffolds], width))
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, cells: Tensor) -> Prediction:
@@ -179,11 +192,22 @@ class PocketDenoiser:
         slots = Slots(canvas.slot_index[kept], self._slot.expand_as(kept)[kept], self._keys, self._kind, self._item)
         with torch.autocast(canvas.ids.device.type, torch.bfloat16, enabled=self.half):
             found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
-        weight, source = torch.softmax(found.scores, dim=-1).max(dim=-1)
+        chances = torch.softmax(found.scores, dim=-1)
+        weight, source = chances.max(dim=-1)
+        if self.pointed is not None:
+            self._note(chances, canvas, cells)
         nowhere = source == found.scores.shape[-1] - 1
         if self.null_bias:
             found.logits[:, self.null] += self.null_bias
         return Prediction(found.logits, torch.where(nowhere, -1, source), weight)
+
+
+    def _note(self, chances: Tensor, canvas: Canvas, cells: Tensor) -> None:
+        assert self.pointed is not None
+        for n, (row, column) in enumerate(cells.nonzero().tolist()):
+            if canvas.slot_index[row, column] == 1:
+                top = chances[n, :-1].topk(min(32, chances.shape[1] - 1))
+                self.pointed[row, column] = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
 def spare_pads(canvas: Canvas) -> Tensor:
@@ -257,6 +281,12 @@ class PocketEngine:
         """Union of what the copy head pointed at."""
         places, source = denoiser.places[row], canvas.source[row].tolist()
         return lambda cells: places.union([source[c] for c in cells])
+
+    def pointed(self, denoiser: PocketDenoiser, row: int, cell: int) -> list[tuple[Box, float]]:
+        """What the first cell of a slot may point at, by probability; nothing unless the denoiser was told to remember."""
+        found = (denoiser.pointed or {}).get((row, cell), [])
+        boxes = [(denoiser.places[row].union([entry]), chance) for entry, chance in found]
+        return [(box, chance) for box, chance in boxes if box is not None]
 
     def info(self) -> dict[str, Any]:
         """Name, sizes and limits of the model."""

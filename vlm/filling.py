@@ -7,88 +7,91 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-
-from vlm.decoding.canvas import Canvas
-from vlm.decoding.loop import Frame, decode
+from vlm.calibration import Calibration
+from vlm.decoding.contracts import Denoiser
+from vlm.decoding.loop import Frame
 from vlm.decoding.stops import Never
 from vlm.engine import Engine, Plan
 from vlm.live import Partial, SlotView, text_so_far
 from vlm.processor.prompt import Prompt
 from vlm.results import Box, FieldInfo, Result, Usage
+from vlm.structure.fill import Filled, filling
 from vlm.structure.reading import read_slot
 from vlm.structure.scaffold import Scaffold, Slot
-from vlm.structure.slot_engine import SlotEngine
 
 
 class Filling:
-    """B rows that fill the same scaffold behind B encoded prompts.
+    """B rows that fill scaffolds behind B encoded prompts.
 
     Args:
         engine: encodes and denoises. prompts, pictures: B prompts, and what ``engine.see`` gave for the images of each.
-        scaffold: to be filled. plan: how.
+        scaffold: to be filled. plan: how. growth: see :func:`vlm.structure.fill.fill`.
         by_first_cell: a slot's box is where its first cell points, not the union over its cells.
+        denoiser: behind the prompts already; None encodes them. calibration: of the confidences of fields.
 
     Raises:
         ContextLengthError: a prompt does not fit.
     """
 
     def __init__(
-        self, engine: Engine, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Any]], scaffold: Scaffold, plan: Plan, *, by_first_cell: bool = False
-    ) -> None:
+        self, engine: Engine, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Any]], scaffold: Scaffold, plan: Plan, *, growth: int = 0,
+        by_first_cell: bool = False, denoiser: Denoiser | None = None, calibration: Calibration | None = None,
+    ) -> None:  # fmt: skip
         self._start = time.perf_counter()
-        self.engine, self.scaffold, self.plan, self.by_first_cell = engine, scaffold, plan, by_first_cell
-        self.denoiser = engine.denoiser(prompts, pictures, len(scaffold), plan, scaffold)
-        rows = scaffold.to_canvas_rows()
-        cells = [None if masked else token for token, masked in zip(rows.ids, rows.masked, strict=True)]
-        symbols, count = engine.symbols, len(prompts)
-        self.canvas = Canvas.from_rows([cells] * count, mask_id=symbols.mask, pad_id=symbols.pad, slot_index=[rows.slot_index] * count)
-        self.rows = count
-        self.owners = [scaffold.slots[number].pointer if number >= 0 else "" for number in scaffold.slot_of]
+        self.engine, self.plan, self.growth, self.by_first_cell, self.calibration = engine, plan, growth, by_first_cell, calibration
+        self.denoiser: Any = engine.denoiser(prompts, pictures, len(scaffold), plan, scaffold) if denoiser is None else denoiser
+        self._scaffold, self.rows = scaffold, len(prompts)
+        self.filled = Filled.start([scaffold] * self.rows)
 
     def frames(self) -> Iterator[Frame]:
         """Decode, a frame per step."""
-        recipe, seed = self.plan.recipe, self.plan.seed
-        temperature = float(getattr(recipe.proposer, "temperature", 0.0))
-        slots = SlotEngine(self.scaffold, temperature=temperature, generator=torch.Generator().manual_seed(seed) if temperature else None)
-        banned = self.engine.banned(self.plan, self.scaffold)
-        yield from decode(self.denoiser, self.canvas, recipe.with_parts(joint=slots, banned=banned, stop=Never()), seed=seed)
+        recipe = self.plan.recipe.with_parts(banned=self.engine.banned(self.plan, self._scaffold), stop=Never())
+        yield from filling(self.filled, self.denoiser, recipe, seed=self.plan.seed, growth=self.growth)
 
     def results(self) -> list[Result]:
-        """Decode what is still open; one result a row."""
+        """Decode to the end; one result a row."""
         for _ in self.frames():
             pass
-        ms = (time.perf_counter() - self._start) * 1000 / self.rows
-        return [self._result(row, ms) for row in range(self.rows)]
+        return self._results()
 
     def stream(self, finish: Callable[[Result, int], Result]) -> Iterator[Partial]:
         """Decode, a Partial per step; the last one carries the results as `finish(result, row)` gives them."""
         for frame in self.frames():
             yield self._partial(frame)
-        results = [finish(result, row) for row, result in enumerate(self.results())]
-        canvas = self.canvas
+        canvas = self.filled.canvas
         last = Frame(int(canvas.step.max()), canvas.ids.clone(), canvas.states(canvas.masked), canvas.commit_confidence.clone(), canvas.forwards.clone())
         part = self._partial(last)
-        part.result = results
+        part.result = [finish(result, row) for row, result in enumerate(self._results())]
         yield part
+
+    def _results(self) -> list[Result]:
+        ms = (time.perf_counter() - self._start) * 1000 / self.rows
+        return [self._result(row, ms) for row in range(self.rows)]
 
     def text(self, row: int) -> str:
         """The whole canvas of a row as text, literals included; open cells as dots."""
-        states = self.canvas.states(self.canvas.masked)
-        return text_so_far(self.engine.tokenizer, self.canvas.ids[row].tolist(), states[row].tolist())
+        canvas = self.filled.canvas
+        states = canvas.states(canvas.masked)
+        return text_so_far(self.engine.tokenizer, canvas.ids[row].tolist(), states[row].tolist())
 
     def _partial(self, frame: Frame) -> Partial:
-        return Partial(frame, [self.text(row) for row in range(self.rows)], slots=[self._views(row) for row in range(self.rows)], owners=self.owners)
+        scaffold = self.filled.scaffolds[0]
+        owners = [scaffold.slots[number].pointer if number >= 0 else "" for number in scaffold.slot_of]
+        owners += [""] * (frame.ids.shape[1] - len(owners))
+        return Partial(frame, [self.text(row) for row in range(self.rows)], slots=[self._views(row) for row in range(self.rows)], owners=owners)
 
     def _views(self, row: int) -> list[SlotView]:
-        masked = self.canvas.masked[row].tolist()
-        ids = self.canvas.ids[row].tolist()
-        filled = [self.canvas.pad_id if open_ else token for token, open_ in zip(ids, masked, strict=True)]
-        sure = self.canvas.commit_confidence[row].tolist()
-        state = self.canvas.states(self.canvas.masked)[row].tolist()
+        canvas = self.filled.canvas
+        masked = canvas.masked[row].tolist()
+        ids = canvas.ids[row].tolist()
+        filled = [canvas.pad_id if open_ else token for token, open_ in zip(ids, masked, strict=True)]
+        sure = canvas.commit_confidence[row].tolist()
+        state = canvas.states(canvas.masked)[row].tolist()
         locate = self._locate(row)
         found = []
-        for slot in self.scaffold.slots:
+        for slot in self.filled.scaffolds[row].slots:
+            if slot.selector:
+                continue
             cells = slice(slot.start, slot.start + slot.budget)
             text = text_so_far(self.engine.tokenizer, ids[cells], state[cells])
             info = None
@@ -96,16 +99,19 @@ class Filling:
                 reading = read_slot(slot, filled, sure)
                 box = locate(reading.cells) if locate is not None and reading.cells else None
                 info = FieldInfo(reading.value, reading.confidence, box, reading.forced, slot.pointer)
+                info = info if self.calibration is None else self.calibration(info)
             found.append(SlotView(slot.pointer, text, info))
         return found
 
     def _locate(self, row: int) -> Callable[[list[int]], Box | None] | None:
-        every = self.engine.locator(self.denoiser, self.canvas, row)
+        every = self.engine.locator(self.denoiser, self.filled.canvas, row)
         return (lambda cells: every(cells[:1])) if self.by_first_cell and every is not None else every
 
     def _result(self, row: int, ms: float) -> Result:
-        canvas, scaffold = self.canvas, self.scaffold
-        data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=self._locate(row))
+        canvas, scaffold, valid = self.filled.canvas, self.filled.scaffolds[row], self.filled.valid[row]
+        data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=self._locate(row), valid=valid)
+        if self.calibration is not None:
+            fields = {pointer: self.calibration(info) for pointer, info in fields.items()}
         status = "forced" if any(f.forced for f in fields.values()) else "ok"
         sure = min((f.confidence for f in fields.values()), default=1.0)
         written = int((canvas.committed_at[row] >= 0).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,18 +12,22 @@ from vision.loading import load_image
 from vision.reader import ReaderConfig
 from vision.reading import Reading
 from vision.tokens import THING, text_of
-from vlm.checkpoint import is_pocket, load_pocket
+from vlm.calibration import Calibration
+from vlm.checkpoint import POCKET, is_pocket, load_pocket
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.loop import Frame, decode
 from vlm.decoding.stops import EndOfText, Never
+from vlm.decoding.windows import FullWindow
 from vlm.engine import Engine, Plan, PocketEngine, user_turn
 from vlm.errors import ContextLengthError, DecodingError, ImageError, OptionError, PromptError, VLMError
 from vlm.filling import Filling
+from vlm.grounding.actions import action_schema
+from vlm.grounding.answers import POINTING_SCHEMA, REQUEST, pointed, written
 from vlm.live import Cell, Partial, cells_of, text_so_far
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt
-from vlm.results import Box, Item, Line, Result, Usage
+from vlm.results import Item, Line, Result, Usage
 from vlm.structure.blanks import compile_blanks
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
@@ -35,15 +38,6 @@ Images = Any
 CAPTION = "Describe the image."
 #: What the user says where a text with blanks comes without words of its own.
 INFILL = "Fill in the blanks."
-#: What the backbone fills in for a grounding request; the box is where its copy head points.
-GROUND_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "action": {"enum": ["click", "type", "hover", "select"]},
-        "target": {"type": "string", "maxLength": 9},
-    },
-    "required": ["action", "target"],
-}
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,8 @@ class DiffusionVLM:
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}", remedy="use 1 or more")
         self.engine, self.name, self.batch_size = engine, name, batch_size
+        #: Maps the confidences of fields to how often they are right; None leaves them as the model gives them.
+        self.calibration: Calibration | None = None
         self.tokenizer = engine.tokenizer
 
     @classmethod
@@ -101,7 +97,9 @@ class DiffusionVLM:
         if variant is not None or tower is not None:
             raise OptionError("pocket has neither variants nor another tower", remedy="leave variant and tower out")
         model, tokenizer, name = load_pocket(path)
-        return cls(PocketEngine(model, tokenizer), name)
+        found = cls(PocketEngine(model, tokenizer), name)
+        found.calibration = Calibration.load(POCKET if path is None else Path(path))
+        return found
 
     # ------------------------------------------------------------------ tasks
 
@@ -118,42 +116,84 @@ class DiffusionVLM:
         _check_words(question, "question")
         return self._ask_all(images, question, max_new_tokens, on_error, decoding)
 
-    def extract(self, images: Images, schema: Any, *, on_error: str | None = None, **decoding: Any) -> Any:
+    def extract(self, images: Images, schema: Any, *, lenient: bool = False, growth: int = 0, on_error: str | None = None, **decoding: Any) -> Any:
         """Fill a JSON schema from each image: valid by construction, with a confidence and a box for every field.
 
         Args:
             images: one or a list.
-            schema: JSON schema of an object (dict or JSON text), a short template, a dataclass or a Pydantic model.
+            schema: JSON schema (dict or JSON text), a short template, a dataclass, TypedDict or Pydantic model.
+            lenient: leave out keywords that cannot be guaranteed; the result's warnings name them as not checked.
+            growth: cells by which texts that fill their slot are given more room, again and again; 0 for none.
             on_error: 'row' turns a bad image into a Result with status 'error' (default for lists); 'raise'.
 
         Raises:
             SchemaError: with the JSON pointer of the culprit.
         """
-        scaffold = compile_scaffold(parse_schema(schema), self.tokenizer, symbols=self.engine.symbols)
+        scaffold = compile_scaffold(parse_schema(schema, lenient=lenient), self.tokenizer, symbols=self.engine.symbols)
         plan = self.engine.plan(decoding)
 
         def run(readings: list[Any]) -> list[Result]:
             prompts = [self._prompt(self.engine.extraction(scaffold), plan) for _ in readings]
-            return self._fill(prompts, [[r] for r in readings], scaffold, plan)
+            return self._fill(prompts, [[r] for r in readings], scaffold, plan, growth=growth)
 
         return self._over(images, run, on_error)
 
-    def ground(self, images: Images, instruction: str, *, on_error: str | None = None, **decoding: Any) -> Any:
+    def ground(
+        self, images: Images, instruction: str, *, candidates: int = 0, min_confidence: float = 0.0, on_error: str | None = None, **decoding: Any
+    ) -> Any:
         """Find the widget an instruction speaks of.
 
+        Pocket points at it. Other models write it down in thousandths: whether it is there, then the near corner, then the far
+        one; three forwards each at most, unless `max_forwards` says otherwise.
+
+        Args:
+            candidates: how many likely places to list. For models that write numbers these are as many draws, run beside it.
+            min_confidence: below it nothing counts as found.
+
         Returns:
-            Result with ``data`` {action, bbox in 0..1000 of the image} and ``box`` in pixels; status 'partial' and no
-            box when nothing on the screen was pointed at.
+            Result with ``data`` {action, bbox in 0..1000 of the image; text, of models that write} and ``box`` in pixels;
+            status 'partial' and no box when it is not on this screen.
         """
         _check_words(instruction, "instruction")
-        self._pocket("ground")
-        scaffold = compile_scaffold(parse_schema(GROUND_SCHEMA), self.tokenizer)
+        if isinstance(self.engine, PocketEngine):
+            return self._point(self.engine, images, instruction, candidates, min_confidence, on_error, decoding)
+        scaffold = compile_scaffold(parse_schema(action_schema()), self.tokenizer, symbols=self.engine.symbols, gated=True)
+        plan = self._in_one(self.engine.plan({"max_forwards": 3, **decoding}), decoding)
+        drawn = self._in_one(self.engine.plan({"max_forwards": 3, "temperature": 1.0, **decoding}), decoding)
+
+        def run(readings: list[Any]) -> list[Result]:
+            prompts = [self._prompt(REQUEST.format(instruction=instruction), plan) for _ in readings]
+            pictures = [[r] for r in readings]
+            filled = self._fill(prompts, pictures, scaffold, plan)
+            draws = [self._fill(prompts, pictures, scaffold, replace(drawn, seed=plan.seed + 1 + i)) for i in range(candidates)]
+            return [
+                written(result, reading.size, [d[row] for d in draws], candidates, min_confidence)
+                for row, (result, reading) in enumerate(zip(filled, readings, strict=True))
+            ]
+
+        return self._over(images, run, on_error)
+
+    @staticmethod
+    def _in_one(plan: Plan, decoding: dict[str, Any]) -> Plan:
+        """A plan that looks at a short canvas as a whole, unless blocks were asked for."""
+        return plan if "block_length" in decoding else replace(plan, recipe=plan.recipe.with_parts(window=FullWindow()))
+
+    def _point(
+        self, engine: PocketEngine, images: Images, instruction: str, candidates: int, least: float, on_error: str | None, decoding: dict[str, Any]
+    ) -> Any:
+        scaffold = compile_scaffold(parse_schema(POINTING_SCHEMA), self.tokenizer)
         plan = self.engine.plan(decoding)
+        first = scaffold.by_pointer["/target"].start
 
         def run(readings: list[Reading]) -> list[Result]:
             prompts = [self._prompt(instruction, plan) for _ in readings]
-            filled = self._fill(prompts, [[r] for r in readings], scaffold, plan, by_first_cell=True)
-            return [_grounded(result, reading) for result, reading in zip(filled, readings, strict=True)]
+            denoiser = engine.denoiser(prompts, [[r] for r in readings], len(scaffold), plan, scaffold)
+            denoiser.pointed = {} if candidates else None
+            filled = self._fill(prompts, [], scaffold, plan, by_first_cell=True, denoiser=denoiser)
+            return [
+                pointed(result, reading, engine.pointed(denoiser, row, first), candidates, least)
+                for row, (result, reading) in enumerate(zip(filled, readings, strict=True))
+            ]
 
         return self._over(images, run, on_error)
 
@@ -216,23 +256,35 @@ class DiffusionVLM:
                 part = replace(part, result=[replace(result, warnings=(*warnings, *result.warnings))])
             yield part
 
-    def stream_extract(self, image: Any, schema: Any, **decoding: Any) -> Iterator[Partial]:
+    def stream_extract(self, image: Any, schema: Any, *, lenient: bool = False, growth: int = 0, **decoding: Any) -> Iterator[Partial]:
         """Like :meth:`extract` for one image, yielding each step with its ``slots``; the last item carries the result."""
-        scaffold = compile_scaffold(parse_schema(schema), self.tokenizer, symbols=self.engine.symbols)
+        scaffold = compile_scaffold(parse_schema(schema, lenient=lenient), self.tokenizer, symbols=self.engine.symbols)
         plan = self.engine.plan(decoding)
         seen = self._look(0, image)
-        filling = Filling(self.engine, [self._prompt(self.engine.extraction(scaffold), plan)], [[seen.reading]], scaffold, plan)
+        prompt = self._prompt(self.engine.extraction(scaffold), plan)
+        filling = Filling(self.engine, [prompt], [[seen.reading]], scaffold, plan, growth=growth, calibration=self.calibration)
         return filling.stream(lambda result, _: _of(result, seen))
 
-    def stream_ground(self, image: Any, instruction: str, **decoding: Any) -> Iterator[Partial]:
-        """Like :meth:`ground` for one image, yielding each step; the last item carries the result."""
+    def stream_ground(self, image: Any, instruction: str, *, candidates: int = 0, min_confidence: float = 0.0, **decoding: Any) -> Iterator[Partial]:
+        """Like :meth:`ground` for one image, yielding each step; the last item carries the result. Only models that point list candidates."""
         _check_words(instruction, "instruction")
-        self._pocket("ground")
-        scaffold = compile_scaffold(parse_schema(GROUND_SCHEMA), self.tokenizer)
-        plan = self.engine.plan(decoding)
+        pointing = isinstance(self.engine, PocketEngine)
+        schema = parse_schema(POINTING_SCHEMA if pointing else action_schema())
+        scaffold = compile_scaffold(schema, self.tokenizer, symbols=self.engine.symbols, gated=not pointing)
+        plan = self.engine.plan(decoding) if pointing else self._in_one(self.engine.plan({"max_forwards": 3, **decoding}), decoding)
         seen = self._look(0, image)
-        filling = Filling(self.engine, [self._prompt(instruction, plan)], [[seen.reading]], scaffold, plan, by_first_cell=True)
-        return filling.stream(lambda result, _: _of(_grounded(result, seen.reading), seen))
+        prompt = self._prompt(instruction if pointing else REQUEST.format(instruction=instruction), plan)
+        filling = Filling(self.engine, [prompt], [[seen.reading]], scaffold, plan, by_first_cell=pointing, calibration=self.calibration)
+        if not isinstance(self.engine, PocketEngine):
+            return filling.stream(lambda result, _: _of(written(result, seen.reading.size, [], 0, min_confidence), seen))
+        engine, denoiser = self.engine, filling.denoiser
+        denoiser.pointed = {} if candidates else None
+        first = scaffold.by_pointer["/target"].start
+
+        def finish(result: Result, row: int) -> Result:
+            return _of(pointed(result, seen.reading, engine.pointed(denoiser, row, first), candidates, min_confidence), seen)
+
+        return filling.stream(finish)
 
     def infill(self, text: str, image: Any = None, *, prompt: str = "", **decoding: Any) -> Result:
         """Fill the blanks of a text, each seeing what stands on both of its sides.
@@ -260,7 +312,7 @@ class DiffusionVLM:
         words = prompt.strip() or ("" if seen is not None and isinstance(self.engine, PocketEngine) else INFILL)
         parts = ([] if seen is None else [ImagePart(seen.source)]) + ([TextPart(words)] if words else [])
         message = self.engine.prompt([Message("user", tuple(parts))], plan)
-        filling = Filling(self.engine, [message], [[] if seen is None else [seen.reading]], scaffold, plan)
+        filling = Filling(self.engine, [message], [[] if seen is None else [seen.reading]], scaffold, plan, calibration=self.calibration)
 
         def finish(result: Result, row: int) -> Result:
             whole = replace(result, text=filling.text(row))
@@ -376,9 +428,15 @@ class DiffusionVLM:
         cut = () if end < len(ids) else (f"the answer filled all {end} cells and may be cut off; raise max_new_tokens",)
         return Result(self.tokenizer.decode(kept).strip(), confidence=float(sure.prod()), warnings=cut, usage=usage)
 
-    def _fill(self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan, by_first_cell: bool = False) -> list[Result]:
+    def _fill(
+        self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan, *, growth: int = 0, by_first_cell: bool = False,
+        denoiser: Denoiser | None = None,
+    ) -> list[Result]:  # fmt: skip
         """Fill the slots of a scaffold behind prompts; `by_first_cell`: a slot's box is where its first cell points."""
-        return Filling(self.engine, prompts, pictures, scaffold, plan, by_first_cell=by_first_cell).results()
+        filling = Filling(
+            self.engine, prompts, pictures, scaffold, plan, growth=growth, by_first_cell=by_first_cell, denoiser=denoiser, calibration=self.calibration
+        )
+        return filling.results()
 
     def _items(self, reading: Reading) -> Result:
         config, tokens = self._pocket("objects").model.config.reader, reading.tokens
@@ -427,38 +485,3 @@ def failed(error: VLMError, stage: str, image: Any) -> Result:
     """The row of an image that could not be used."""
     source = getattr(error, "source", "") or (str(image) if isinstance(image, (str, Path)) else type(image).__name__)
     return Result(status="error", error={"type": type(error).__name__, "message": str(error), "stage": stage}, source=source)
-
-
-def _grounded(result: Result, reading: Reading) -> Result:
-    """Action and box from a filled grounding scaffold."""
-    target = result.fields.get("/target")
-    action = result.data.get("action") if isinstance(result.data, dict) else None
-    sure = result.fields["/action"].confidence if "/action" in result.fields else 0.0
-    if target is None or target.box is None:
-        data = {"action": action, "bbox": None}
-        return replace(result, data=data, text=json.dumps(data), status="partial", confidence=0.0, fields={})
-    box = widget_around(target.box, reading)
-    width, height = reading.size
-    bbox = [round(1000 * box[0] / width), round(1000 * box[1] / height), round(1000 * box[2] / width), round(1000 * box[3] / height)]
-    bbox = [min(1000, max(0, v)) for v in bbox]
-    data = {"action": action, "bbox": bbox}
-    fields = {
-        "/action": result.fields["/action"],
-        "/bbox": replace(target, value=bbox, box=box, pointer="/bbox"),
-    }
-    return replace(result, data=data, text=json.dumps(data), box=box, fields=fields, confidence=min(sure, target.confidence), status="ok")
-
-
-def widget_around(box: Box, reading: Reading) -> Box:
-    """The smallest widget found that holds the middle of `box`, else the box itself."""
-    cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    best, size = box, float("inf")
-    tokens = reading.tokens
-    for i in range(len(tokens)):
-        if tokens.kind[i] != THING:
-            continue
-        x0, y0, x1, y1 = tokens.boxes[i].tolist()
-        area = (x1 - x0) * (y1 - y0)
-        if x0 <= cx <= x1 and y0 <= cy <= y1 and area < size:
-            best, size = (x0, y0, x1, y1), area
-    return best

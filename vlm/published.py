@@ -24,9 +24,9 @@ from vlm.families.family import Family, Picture
 from vlm.processor.messages import Messages
 from vlm.processor.prompt import Prompt, PromptLayout, check_context
 from vlm.processor.tokenizer import Tokenizer
+from vlm.structure.fields import ChoiceField
 from vlm.structure.lift import Symbols
 from vlm.structure.scaffold import Scaffold
-from vlm.structure.schema import ChoiceField
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -25,6 +25,9 @@ class FieldInfo:
     Attributes:
         value: as in the data. confidence: 0..1. box: x0, y0, x1, y1 in pixels of the picture, None if it was not read
         off a place. forced: the value was repaired to satisfy the schema. pointer: JSON pointer into the data.
+        p_valid: probability that the model, left alone, would have written any valid value here, as it stood before anything of
+        the value was known; low where the model wanted something else. None where that was not seen.
+        raw_confidence: before calibration; None where there is none.
     """
 
     value: Any
@@ -32,6 +35,8 @@ class FieldInfo:
     box: Box | None = None
     forced: bool = False
     pointer: str = ""
+    p_valid: float | None = None
+    raw_confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,21 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A place that may be meant by an instruction: box in pixels, and its share of the probability."""
+
+    box: Box
+    confidence: float
+
+
+@dataclass(frozen=True)
 class Result:
     """The answer to one request.
 
     Attributes:
         text: the answer as text (JSON for structured tasks). data: the parsed answer of structured tasks.
-        box: pixels, for grounding. confidence: 0..1. fields: by JSON pointer. lines, items: of ``read``, ``objects``.
+        box: pixels, for grounding; candidates: further places, the likeliest first. confidence: 0..1. fields: by JSON
+        pointer. lines, items: of ``read``, ``objects``.
         status: 'ok', 'partial' (some slot undecided), 'forced' (some value repaired) or 'error'.
         error: {type, message, stage} when status is 'error'. source: what the picture was called.
     """
@@ -71,6 +85,7 @@ class Result:
     fields: dict[str, FieldInfo] = field(default_factory=dict)
     lines: tuple[Line, ...] = ()
     items: tuple[Item, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
     status: str = "ok"
     error: dict[str, str] | None = None
     warnings: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from examples.pocket.facts import Rng
 from examples.pocket.page import FontFile, Page, Run, load_font, pick_font
 from examples.pocket.sample import Query, Sample, Thing, Value
 from examples.pocket.words import anything, syllable_word
-from vlm.model import GROUND_SCHEMA
+from vlm.grounding.answers import POINTING_SCHEMA
 
 Color = tuple[int, int, int]
 BUTTONS = (
@@ -304,6 +304,6 @@ def asked(s: Screen) -> Sample:
         thing = s.things[int(index)]
         kind = thing.kind.split(":")[0]
         values = {"/action": Value(action, [None] * len(action)), "/target": Value(kind, [None] * len(kind))}
-        queries.append(Query("ground", text, GROUND_SCHEMA, {"action": action, "target": kind}, dict(values), thing.box))
+        queries.append(Query("ground", text, POINTING_SCHEMA, {"action": action, "target": kind}, dict(values), thing.box))
     return Sample(s.page, None, s.things, queries, "screen")
 

@@ -11,7 +11,8 @@ from PIL import Image
 from vision.reading import Reading
 from vision.tokens import THING
 from vlm import CheckpointError, ContextLengthError, DiffusionVLM, FieldInfo, ImageNotFoundError, ImagePart, OptionError, PromptError, Result, SchemaError, user
-from vlm.model import _grounded, widget_around
+from vlm.grounding.answers import pointed as grounded
+from vlm.grounding.answers import widget_around
 
 SCHEMA = {
     "type": "object",
@@ -162,11 +163,11 @@ def test_grounding_takes_the_smallest_widget_around():
     assert widget_around(pointed, reading) == (20, 40, 100, 60)
     assert widget_around((500.0, 0.0, 510.0, 9.0), reading) == (500.0, 0.0, 510.0, 9.0)
     fields = {"/action": FieldInfo("click", 0.9, None, False, "/action"), "/target": FieldInfo("button", 0.8, pointed, False, "/target")}
-    result = _grounded(Result(data={"action": "click", "target": "button"}, fields=fields), reading)
+    result = grounded(Result(data={"action": "click", "target": "button"}, fields=fields), reading, [], 0, 0.0)
     assert result.data == {"action": "click", "bbox": [100, 400, 500, 600]} and result.box == (20, 40, 100, 60)
     assert result.confidence == 0.8 and result.status == "ok" and set(result.fields) == {"/action", "/bbox"}
     fields["/target"] = dataclasses.replace(fields["/target"], box=None)
-    result = _grounded(Result(data={"action": "click", "target": "button"}, fields=fields), reading)
+    result = grounded(Result(data={"action": "click", "target": "button"}, fields=fields), reading, [], 0, 0.0)
     assert result.data == {"action": "click", "bbox": None} and result.box is None and result.status == "partial"
 
 

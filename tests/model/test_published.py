@@ -14,6 +14,7 @@ from tests.parity.llava_driver import ids_of_prompt
 from vlm import CheckpointError, ContextLengthError, DiffusionVLM, ImagePart, OptionError, PromptError, user
 from vlm.checkpoints.hub import find_folder
 from vlm.families.llava import TOWER
+from vlm.grounding.actions import action_schema
 from vlm.published import outline
 
 NAMES = ("lavida-llada", "lavida-dream", "llada-v")
@@ -130,9 +131,26 @@ def test_prefix_cache_and_guidance_are_options(model):
 
 
 def test_what_only_pocket_can_do(model):
-    for call in (lambda: model.read(picture()), lambda: model.objects(picture()), lambda: model.ground(picture(), "click OK")):
+    for call in (lambda: model.read(picture()), lambda: model.objects(picture())):
         with pytest.raises(OptionError, match="pocket"):
             call()
+
+
+def test_ground(model):
+    """Numbers in order, in at most eight forwards; null is an answer; candidates are draws."""
+    image = picture(0, (40, 80))
+    for seed in range(3):
+        result = model.ground(image, "click OK", candidates=2, temperature=0.7, seed=seed)
+        jsonschema.validate(result.data, action_schema())
+        assert 1 <= result.usage.forwards <= 8
+        assert len(result.candidates) <= 2 and all(0 < c.confidence <= 1 for c in result.candidates)
+        if result.box is None:
+            assert result.data["bbox"] is None and result.status == "partial"
+        else:
+            x0, y0, x1, y1 = result.data["bbox"]
+            assert result.status == "forced" or (x0 <= x1 and y0 <= y1)
+            assert result.box[2] == pytest.approx(x1 * image.size[0] / 1000)
+    assert model.ground(image, "click OK", min_confidence=1.1).box is None
 
 
 def test_bad_images_are_rows_and_long_prompts_errors(model, tmp_path):

@@ -16,7 +16,7 @@ from vlm.structure.scaffold import compile_scaffold
 from vlm.structure.schema import parse_schema
 from vlm.structure.slot_engine import SlotEngine
 
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 CHECKER = jsonschema.FormatChecker(["date", "email", "uuid", "ipv4"])
 
 
@@ -53,7 +53,7 @@ def test_remasking_windows_and_draws(schema, seed):
     scaffold = scaffold_of(schema, budget=8, max_items=2)
     generator = torch.Generator().manual_seed(seed)
     canvas = start([scaffold])
-    engine = SlotEngine(scaffold, temperature=1.0, generator=generator)
+    engine = SlotEngine(scaffold, temperature=1.0, seed=seed)
     decode(engine, canvas, generator, remask=0.1, window=0.5)
     check(schema, scaffold.read(canvas.ids[0].tolist())[0])
 
@@ -149,8 +149,7 @@ def test_draws_of_whole_values():
     one = start([scaffold])
     canvas = Canvas(one.ids.repeat(count, 1), one.masked.repeat(count, 1))
     logits = torch.randn(slot.budget, 416, generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(2)
-    engine = SlotEngine(scaffold, temperature=1.0, generator=generator)
+    engine = SlotEngine(scaffold, temperature=1.0, seed=range(count))
     ids, _ = engine.propose(canvas, canvas.masked, logits.repeat(count, 1))
     drawn = ids.view(count, slot.budget)
     law = torch.tensor([sum(float(logits[c, row[c]]) for c in range(slot.budget)) for row in rows]).softmax(0)

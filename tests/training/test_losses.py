@@ -7,7 +7,7 @@ import torch
 
 from vlm.errors import ConfigError
 from vlm.training.losses import NOWHERE, UNKNOWN, cell_weights, masked_cross_entropy, pad_weights, pointer_loss
-from vlm.training.masking import bernoulli_mask, complementary_pair, sample_ratio, views
+from vlm.training.masking import bernoulli_mask, complementary_pair, hybrid_views, sample_ratio, views
 
 
 def answers(rows: int = 40, length: int = 12) -> torch.Tensor:
@@ -121,3 +121,12 @@ def test_pointer_loss_equals_its_formula():
 
 def test_filler_counts_less():
     assert pad_weights(torch.tensor([0, 5, 0]), pad=0, weight=0.25).tolist() == [0.25, 1.0, 0.25]
+
+
+def test_hybrid_views_hide_extents_and_show_their_anchors():
+    answer = answers(200)
+    extent = answer & (torch.arange(12) >= 8)
+    masks = hybrid_views(answer, extent, generator=torch.Generator().manual_seed(6))
+    assert masks.shape == (200, 3, 12) and torch.equal(masks[:, 2], extent)
+    assert torch.equal(masks[:, :2], views(answer, generator=torch.Generator().manual_seed(6)))
+    assert torch.equal(hybrid_views(answer, torch.ones_like(answer))[:, 2], answer)

@@ -6,16 +6,19 @@ here lies inside the values its schema allows.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 
 from vlm.errors import SchemaError
 from vlm.structure.dfa import Dfa, Nfa, Ranges
-from vlm.structure.regex import full_dfa
-from vlm.structure.schema import BooleanField, ChoiceField, Field, NumberField, StringField
+from vlm.structure.dfa_cache import stored
+from vlm.structure.fields import BooleanField, ChoiceField, ConstField, Field, NumberField, StringField, UnionField
+from vlm.structure.jsontext import json_texts
+from vlm.structure.regex import full_dfa, pattern_dfa
 
 #: What free text is made of: everything but control characters, line separators and non-characters.
 PRINTABLE: Ranges = (
@@ -29,6 +32,23 @@ _DATE = (
     f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP}-02-29)"
 )
 _TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\\.[0-9]{1,6})?)?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])?"
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
+_HOST = f"{_LABEL}(?:\\.{_LABEL})*"
+_PCHAR = "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})"
+_URI = f"(?:https?|ftp)://{_HOST}(?::[1-9][0-9]{{0,3}})?(?:/{_PCHAR}*)*(?:\\?(?:{_PCHAR}|[/?])*)?(?:#(?:{_PCHAR}|[/?])*)?"
+
+
+def _ipv6() -> str:
+    """Eight groups, or two runs of together at most six around a double colon."""
+    group = "[0-9a-f]{1,4}"
+    forms = [f"(?:{group}:){{7}}{group}"]
+    for before in range(7):
+        head = f"(?:{group}:){{{before - 1}}}{group}" if before else ""
+        tail = f"(?:{group}(?::{group}){{0,{5 - before}}})?" if before < 6 else ""
+        forms.append(f"{head}::{tail}")
+    return "|".join(forms)
+
+
 #: Formats of strings. `time` and `date-time` also take the shorter forms found on paper: no seconds, no zone.
 FORMATS: dict[str, str] = {
     "date": _DATE,
@@ -37,20 +57,49 @@ FORMATS: dict[str, str] = {
     "email": "[A-Za-z0-9_%+-]+(?:\\.[A-Za-z0-9_%+-]+)*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,30}[A-Za-z0-9])?\\.)+[A-Za-z]{2,12}",
     "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
     "ipv4": "(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\\.){3}(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])",
+    "ipv6": _ipv6(),
+    "hostname": _HOST,
+    "uri": _URI,
+    "uri-reference": _URI,
+    "iri": _URI,
+    "url": _URI,
+    "duration": "P(?:[0-9]{1,4}W|(?:[0-9]{1,4}Y)?[0-9]{1,4}M(?:[0-9]{1,4}D)?|[0-9]{1,4}Y|(?:[0-9]{1,4}D)?T[0-9]{1,4}[HMS]|[0-9]{1,4}D)",
+    "json-pointer": "(?:/(?:[A-Za-z0-9_.-]|~[01])*)*",
 }
+#: Formats of numbers: bounds, or nothing at all.
+NUMBER_FORMATS: dict[str, tuple[int, int] | None] = {
+    "int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1), "uint32": (0, 2**32 - 1), "uint64": (0, 2**64 - 1), "float": None, "double": None,
+}  # fmt: skip
 _FRACTION = "(?:\\.[0-9]+)?"
 
 
 def leaf_dfa(field: Field, *, counted: bool = True) -> Dfa:
-    """The automaton of a leaf. Without `counted` an upper length is left to the budget and the reader."""
-    plain = replace(field, pointer="", title="", description="", budget=None, nullable=False)
+    """The automaton of a leaf. Without `counted` an upper length is left to the budget and the reader.
+
+    A slot holds raw text, but that of a union whose options are not all strings: it holds JSON text.
+    """
+    plain = unnamed(field)
     if isinstance(plain, StringField) and not counted:
         plain = replace(plain, max_length=None)
     return _leaf_dfa(plain)
 
 
+def unnamed(field: Field) -> Field:
+    """A leaf without what makes no difference to its language."""
+    plain = replace(field, pointer="", title="", description="", budget=None, nullable=False)
+    if isinstance(plain, NumberField):
+        return replace(plain, at_least=None)
+    if isinstance(plain, UnionField):
+        return replace(plain, options=tuple(map(unnamed, plain.options)))
+    return plain
+
+
 @lru_cache(maxsize=1024)
 def _leaf_dfa(field: Field) -> Dfa:
+    return stored(f"leaf {field!r}", lambda: _build(field))
+
+
+def _build(field: Field) -> Dfa:
     if isinstance(field, StringField):
         return _string_dfa(field)
     if isinstance(field, NumberField):
@@ -59,7 +108,30 @@ def _leaf_dfa(field: Field) -> Dfa:
         return Dfa.of_texts(["true", "false"])
     if isinstance(field, ChoiceField):
         return Dfa.of_texts(field.texts)
+    if isinstance(field, UnionField) and field.is_leaf:
+        parts = [raw_dfa(option) if field.quoted else json_dfa(option) for option in field.options]
+        return reduce(lambda a, b: a.combine(b, both=False), parts)
+    if isinstance(field, ConstField):
+        return Dfa.of_texts([str(field.value) if isinstance(field.value, str) else field.json])
     raise SchemaError(f"a {type(field).__name__} is no leaf", pointer=field.pointer)
+
+
+def raw_dfa(field: Field) -> Dfa:
+    """The raw texts of a leaf whose values are strings."""
+    return leaf_dfa(field)
+
+
+def json_dfa(field: Field) -> Dfa:
+    """The JSON texts of a leaf."""
+    if isinstance(field, StringField):
+        return json_texts(leaf_dfa(field))
+    if isinstance(field, ChoiceField):
+        return Dfa.of_texts([json.dumps(value, ensure_ascii=False) for value in field.values])
+    if isinstance(field, ConstField):
+        return Dfa.of_texts([field.json])
+    if isinstance(field, UnionField) and field.quoted:
+        return json_texts(leaf_dfa(field))
+    return leaf_dfa(field)
 
 
 def _string_dfa(field: StringField) -> Dfa:
@@ -67,14 +139,16 @@ def _string_dfa(field: StringField) -> Dfa:
         raise SchemaError(f"minLength above {MAX_COUNTED}", remedy="Lower it")
     high = field.max_length if field.max_length is not None and field.max_length <= MAX_COUNTED else None
     free = _text_dfa(field.min_length, high)
-    if field.pattern is not None:
-        from vlm.structure.regex import pattern_dfa
-
-        return pattern_dfa(field.pattern).combine(free, both=True)
-    if field.format is not None:
-        found = full_dfa(FORMATS[field.format])
-        return found if field.min_length == 0 and high is None else found.combine(free, both=True)
-    return free
+    if not field.shaped:
+        return free
+    found = full_dfa(FORMATS[field.format]) if field.format is not None else None
+    if found is None or field.patterns or field.min_length or high is not None:
+        found = free if found is None else found.combine(free, both=True)
+    for pattern in field.patterns:
+        found = pattern_dfa(pattern).combine(found, both=True)
+    for pattern in field.unlike:
+        found = found.minus(pattern_dfa(pattern))
+    return found.minus(Dfa.of_texts(field.barred)) if field.barred else found
 
 
 @lru_cache(maxsize=256)
@@ -119,8 +193,8 @@ def _number_dfa(field: NumberField) -> Dfa:
             "-", smallest, high_open and clipped, None if low is None else -low, low_open, fraction
         )
         found = found.combine(negative, both=False)
-    if field.multiple_of > 1:
-        found = found.combine(_multiples(field.multiple_of), both=True)
+    for multiple in field.multiples:
+        found = found.combine(_multiples(multiple), both=True)
     return found
 
 
@@ -186,13 +260,33 @@ def _at_most(bound: Decimal, strict: bool) -> str:
     return "|".join(out) or "--"  # nothing lies below zero: a text that is no magnitude
 
 
-def _multiples(divisor: int) -> Dfa:
-    """Integers that the divisor divides: the states are remainders."""
-    table = np.full((3 + divisor, 256), -1, np.int32)  # start, sign, zero, remainders
+def split_decimal(value: Decimal) -> tuple[int, int]:
+    """(p, k) with value = p / 10^k and k as small as can be."""
+    _, digits, exponent = value.normalize().as_tuple()
+    assert isinstance(exponent, int)
+    whole = int("".join(map(str, digits)))
+    return (whole * 10**exponent, 0) if exponent >= 0 else (whole, -exponent)
+
+
+def _multiples(divisor: Decimal) -> Dfa:
+    """Decimal notations of multiples: the states are remainders, once per number of digits behind the point."""
+    size, places = split_decimal(divisor)
+    whole, point = 3, 3 + size * (places + 1)  # first states of: remainders by place; a point that was just read
+    table = np.full((3 + size * (places + 2), 256), -1, np.int32)  # start, sign, zero, remainders, points
+    remainders = np.arange(size)
     for digit in range(10):
-        table[[0, 1], ord("0") + digit] = 2 if digit == 0 else 3 + digit % divisor
-        table[3:, ord("0") + digit] = 3 + (np.arange(divisor) * 10 + digit) % divisor
+        char, after = ord("0") + digit, (remainders * 10 + digit) % size
+        table[[0, 1], char] = 2 if digit == 0 else whole + digit % size
+        table[whole : whole + size, char] = whole + after
+        for place in range(1, places + 1):
+            before = point if place == 1 else whole + size * (place - 1)
+            table[before : before + size, char] = whole + size * place + after
     table[0, ord("-")] = 1
-    accept = np.zeros(3 + divisor, bool)
-    accept[[2, 3]] = True
+    if places:
+        table[2, ord(".")] = point
+        table[whole : whole + size, ord(".")] = point + remainders
+    accept = np.zeros(len(table), bool)
+    accept[2] = True
+    for place in range(places + 1):
+        accept[whole + size * place : whole + size * (place + 1)] = remainders * 10 ** (places - place) % size == 0
     return Dfa.build(table, accept)

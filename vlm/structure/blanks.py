@@ -14,9 +14,12 @@ from dataclasses import dataclass
 
 from vlm.errors import SchemaError
 from vlm.processor.tokenizer import Tokenizer
+from vlm.structure.conjunction import escape
+from vlm.structure.fields import Field, Member, ObjectField, Schema
+from vlm.structure.leaves import MAX_BUDGET
 from vlm.structure.lift import Symbols, token_table
-from vlm.structure.scaffold import MAX_CELLS, Node, Scaffold, Slot, leaf_kind
-from vlm.structure.schema import MAX_BUDGET, Field, Member, ObjectField, escape, parse_schema
+from vlm.structure.scaffold import MAX_CELLS, Layout, Node, Scaffold, Slot, leaf_kind
+from vlm.structure.schema import parse_schema
 from vlm.structure.shorthand import from_template
 
 _BLANK = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
@@ -91,7 +94,9 @@ def _field(name: str, kind: str, source: str) -> Field:
             schema = {"type": "string" if strict else ["string", "null"], "pattern": f"^(?:{word[1:-1]})$"}
         else:
             schema = from_template({name: kind})["properties"][name]
-        return parse_schema({"type": "object", "properties": {name: schema}, "required": [name]}).members[0].field
+        root = parse_schema({"type": "object", "properties": {name: schema}, "required": [name]}).root
+        assert isinstance(root, ObjectField)
+        return root.members[0].field
     except SchemaError as error:
         raise SchemaError(f"has a kind that cannot be used: {error}", source=source, remedy="Use string, number, date, a|b, or /pattern/") from error
 
@@ -120,12 +125,13 @@ def compile_blanks(text: str, tokenizer: Tokenizer, *, symbols: Symbols | None =
         ids += [known.mask] * part.cells
     if len(ids) > MAX_CELLS:
         raise SchemaError(f"needs {len(ids)} cells, and {MAX_CELLS} is the most", source="text", remedy="Shorten it")
-    return Scaffold(ids, slot_of, slots, _root(slots), tokenizer, known)
+    root = _root(slots)
+    return Scaffold(ids, slot_of, slots, root, tokenizer, known, Schema(root.field), Layout())
 
 
 def _root(slots: Sequence[Slot]) -> Node:
     """An object with one required member for each slot."""
     names = tuple(slot.pointer[1:].replace("~1", "/").replace("~0", "~") for slot in slots)
     members = tuple(Member(name, slot.field, True) for name, slot in zip(names, slots, strict=True))
-    leaves = tuple(Node(slot.field, slot=i) for i, slot in enumerate(slots))
-    return Node(ObjectField(pointer="", members=members), -1, names, (True,) * len(slots), leaves)
+    leaves = tuple(Node(slot.field, "leaf", slot=i) for i, slot in enumerate(slots))
+    return Node(ObjectField(pointer="", members=members), "object", names=names, required=(True,) * len(slots), children=leaves)

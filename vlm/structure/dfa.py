@@ -7,10 +7,10 @@ accepting state, so a live state is a completable one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,6 +182,16 @@ class Dfa:
         """Intersection (`both`) or union of two languages."""
         if self.is_empty or other.is_empty:
             return (other if self.is_empty else self) if not both else Dfa.nothing()
+        return self._product(other, np.logical_and if both else np.logical_or)
+
+    def minus(self, other: Dfa) -> Dfa:
+        """The texts of this language that are not in the other."""
+        if self.is_empty or other.is_empty:
+            return self
+        return self._product(other, lambda mine, theirs: mine & ~theirs)
+
+    def _product(self, other: Dfa, rule: Callable[[NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.bool_]]) -> Dfa:
+        """Both automata side by side; `rule` says from the acceptance of each which pairs accept."""
         a, b = self._complete(), other._complete()
         width = b.shape[0]
         numbers = {0: 0}
@@ -201,7 +211,7 @@ class Dfa:
             rows.append(found[inverse])
         first = np.append(self.accept, False)[np.array(order) // width]
         second = np.append(other.accept, False)[np.array(order) % width]
-        return Dfa.build(np.stack(rows), first & second if both else first | second)
+        return Dfa.build(np.stack(rows), rule(first, second))
 
     def _complete(self) -> NDArray[np.int32]:
         """The table with a dead state as last row instead of -1."""
@@ -225,6 +235,16 @@ class Dfa:
                     paths[target] = paths[state] + bytes([byte])
                     todo.append(target)
         raise SchemaError("no text is accepted")
+
+    def words(self, count: int) -> list[bytes]:
+        """The first `count` accepted texts, shorter ones first; fewer if there are no more."""
+        out: list[bytes] = []
+        front: list[tuple[int, bytes]] = [] if self.is_empty else [(0, b"")]
+        while front and len(out) < count:
+            out += [path for state, path in front if self.accept[state]]
+            steps = ((state, path, byte) for state, path in front for byte in np.flatnonzero(self.table[state] >= 0).tolist())
+            front = [(int(self.table[state, byte]), path + bytes([byte])) for state, path, byte in islice(steps, 64 * count)]
+        return out[:count]
 
     @classmethod
     def nothing(cls) -> Dfa:

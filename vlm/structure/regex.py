@@ -18,6 +18,7 @@ from typing import Any
 
 from vlm.errors import SchemaError
 from vlm.structure.dfa import BEGIN, END, Dfa, Nfa, Ranges
+from vlm.structure.dfa_cache import stored
 
 LAST = 0x10FFFF
 DIGIT: Ranges = ((0x30, 0x39),)
@@ -64,6 +65,10 @@ def check_pattern(pattern: Any, pointer: str = "") -> None:
 @lru_cache(maxsize=512)
 def pattern_dfa(pattern: str) -> Dfa:
     """All texts in which the pattern is found; SchemaError when it is outside the subset."""
+    return stored(f"pattern {pattern!r}", lambda: _found_anywhere(pattern))
+
+
+def _found_anywhere(pattern: str) -> Dfa:
     nfa = Nfa()
     body = _Parser(pattern, nfa).parse()
     before = nfa.either([nfa.symbols(BEGIN, BEGIN), nfa.chain([nfa.symbols(BEGIN, BEGIN), nfa.star(nfa.chars(ANY))])])

@@ -1,4 +1,4 @@
-"""Shorter ways to write a schema: templates such as `{"total": "number"}`, and dataclasses.
+"""Shorter ways to write a schema: templates such as `{"total": "number"}`, dataclasses and TypedDicts.
 
 A template is an object whose values are the names of types (`string`, `integer`, `number`, `boolean`, `date`, `time`,
 `date-time`, ...), choices (`"cash|card"` or `["cash", "card"]`), nested templates, or a list of one template for
@@ -13,7 +13,7 @@ import datetime
 import enum
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, Union
 
@@ -114,50 +114,82 @@ def _kind(name: str, pointer: str) -> dict[str, Any]:
     return dict(schema) if strict else {**schema, "type": [schema["type"], "null"]}
 
 
-def from_dataclass(cls: type) -> dict[str, Any]:
-    """The JSON Schema of a dataclass; SchemaError for an annotation without a JSON counterpart."""
-    return _dataclass(cls, "", ())
+def from_class(cls: type) -> dict[str, Any]:
+    """The JSON Schema of a dataclass or TypedDict; SchemaError for an annotation without a JSON counterpart."""
+    if not (dataclasses.is_dataclass(cls) or typing.is_typeddict(cls)):
+        raise SchemaError(f"{cls.__name__} is a class without fields", remedy="Use a dataclass, TypedDict or Pydantic model")
+    builder = _Classes(cls)
+    schema = builder.record(cls, "")
+    return {**schema, "$defs": builder.definitions} if builder.definitions else schema
 
 
-def _dataclass(cls: type, pointer: str, seen: tuple[type, ...]) -> dict[str, Any]:
-    if cls in seen:
-        raise SchemaError(f"{cls.__name__} contains itself", pointer=pointer, remedy="Write out the levels you need")
-    try:
-        hints = typing.get_type_hints(cls, include_extras=True)
-    except (NameError, TypeError) as error:
-        raise SchemaError(f"annotations of {cls.__name__} cannot be resolved ({error})", pointer=pointer) from error
-    properties = {}
-    for field in dataclasses.fields(cls):
-        schema = _annotation(hints[field.name], f"{pointer}/{field.name}", (*seen, cls))
-        if "description" in field.metadata:
-            schema = {**schema, "description": str(field.metadata["description"])}
-        properties[field.name] = schema
-    return {"type": "object", "title": cls.__name__, "properties": properties, "required": list(properties)}
+class _Classes:
+    """Schemas of annotated classes; those that contain themselves are referred to by name."""
 
+    def __init__(self, root: type) -> None:
+        self.root = root
+        self.definitions: dict[str, Any] = {}
+        self.under_way: list[type] = []
 
-def _annotation(hint: Any, pointer: str, seen: tuple[type, ...]) -> dict[str, Any]:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _annotation(args[0], pointer, seen)
-    if hint in PLAIN:
-        return dict(PLAIN[hint])
-    if origin in (Union, types.UnionType):
-        return {"anyOf": [_annotation(arg, pointer, seen) for arg in args]}
-    if origin is Literal:
-        return {"enum": list(args)}
-    if origin in (list, tuple, typing.Sequence) or (isinstance(origin, type) and issubclass(origin, list | tuple)):
+    def record(self, cls: type, pointer: str) -> dict[str, Any]:
+        """The object schema of a class."""
+        if cls in self.under_way:
+            return self._refer(cls, pointer)
+        self.under_way.append(cls)
+        try:
+            hints = typing.get_type_hints(cls, include_extras=True)
+        except (NameError, TypeError) as error:
+            raise SchemaError(f"annotations of {cls.__name__} cannot be resolved ({error})", pointer=pointer) from error
+        words, optional = {}, frozenset(getattr(cls, "__optional_keys__", ()))
+        if dataclasses.is_dataclass(cls):
+            words = {f.name: str(f.metadata["description"]) for f in dataclasses.fields(cls) if "description" in f.metadata}
+            hints = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+        properties = {}
+        for name, hint in hints.items():
+            schema = self.annotation(hint, f"{pointer}/{name}")
+            properties[name] = {**schema, "description": words[name]} if name in words else schema
+        self.under_way.pop()
+        required = [name for name in properties if name not in optional]
+        return {"type": "object", "title": cls.__name__, "properties": properties, "required": required}
+
+    def _refer(self, cls: type, pointer: str) -> dict[str, Any]:
+        if cls is self.root:
+            return {"$ref": "#"}
+        if cls.__name__ not in self.definitions:
+            self.definitions[cls.__name__] = {}  # under way
+            before, self.under_way = self.under_way, [c for c in self.under_way if c is not cls]
+            self.definitions[cls.__name__] = self.record(cls, pointer)
+            self.under_way = before
+        return {"$ref": f"#/$defs/{cls.__name__}"}
+
+    def annotation(self, hint: Any, pointer: str) -> dict[str, Any]:
+        """The schema of a type annotation."""
+        origin, args = typing.get_origin(hint), typing.get_args(hint)
+        if origin in (typing.Annotated, typing.Required, typing.NotRequired):
+            return self.annotation(args[0], pointer)
+        if hint in PLAIN:
+            return dict(PLAIN[hint])
+        if hint is Any:
+            return {}
+        if origin in (Union, types.UnionType):
+            return {"anyOf": [self.annotation(arg, pointer) for arg in args]}
+        if origin is Literal:
+            return {"enum": list(args)}
+        if origin is dict and len(args) == 2 and args[0] is str:
+            return {"type": "object", "additionalProperties": self.annotation(args[1], f"{pointer}/*")}
         if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
-            if len(set(args)) != 1:
-                raise SchemaError(f"{hint} mixes types", pointer=pointer, remedy="Use a nested dataclass")
-            item = _annotation(args[0], f"{pointer}/items", seen)
-            return {"type": "array", "items": item, "minItems": len(args), "maxItems": len(args)}
-        if not args:
-            raise SchemaError(f"{hint} does not say what it holds", pointer=pointer)
-        return {"type": "array", "items": _annotation(args[0], f"{pointer}/items", seen)}
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return {"enum": [member.value for member in hint]}
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _dataclass(hint, pointer, seen)
-    raise SchemaError(
-        f"{hint!r} has no JSON counterpart", pointer=pointer, remedy="Use str, int, float, bool, date, list or a dataclass"
-    )
+            return self._tuple(args, pointer)
+        if origin in (list, tuple, set, frozenset) or (isinstance(origin, type) and issubclass(origin, Sequence)):
+            unique = {"uniqueItems": True} if origin in (set, frozenset) else {}
+            return {"type": "array", "items": self.annotation(args[0], f"{pointer}/items"), **unique}
+        if isinstance(hint, type) and issubclass(hint, enum.Enum):
+            return {"enum": [member.value for member in hint]}
+        if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or typing.is_typeddict(hint)):
+            return self.record(hint, pointer)
+        raise SchemaError(f"{hint!r} has no JSON counterpart", pointer=pointer, remedy="Use str, int, float, bool, date, list, dict[str, ...] or a dataclass")
+
+    def _tuple(self, args: tuple[Any, ...], pointer: str) -> dict[str, Any]:
+        size = {"minItems": len(args), "maxItems": len(args)}
+        if len(set(args)) == 1:
+            return {"type": "array", "items": self.annotation(args[0], f"{pointer}/items"), **size}
+        return {"type": "array", "prefixItems": [self.annotation(arg, f"{pointer}/{i}") for i, arg in enumerate(args)], **size}

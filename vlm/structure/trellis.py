@@ -1,9 +1,9 @@
-"""Best and allowed paths through a slot's automaton, batched over slots that share automaton and budget.
+"""Best, allowed and probable paths through a slot's automaton, batched over slots that share automaton and budget.
 
 A slot of T cells and its automaton of Q states make a trellis of T + 1 layers. A path from the start to an accepting
 state is a complete value. Reachability from both ends tells which classes of tokens keep a cell completable; the
-max-product pass gives the most probable path; the sum-product pass lets us draw paths from the factorised law of the
-cells conditioned on the value being valid (backward filtering, forward sampling).
+max-product pass gives the most probable path; the sum-product pass gives the exact law of each cell given that the value
+is valid, and lets us draw paths from it (backward filtering, forward sampling).
 """
 
 from __future__ import annotations
@@ -35,6 +35,19 @@ class Paths:
     feasible: Bools
 
 
+@dataclass(frozen=True)
+class Law:
+    """The cells of S slots under their factorised law, given that each value is valid.
+
+    Attributes:
+        classes: [S, T, C] probability of each class; rows of slots without any path are 0.
+        total: [S] log of the weight of all valid values together, -inf without any.
+    """
+
+    classes: Floats
+    total: Floats
+
+
 def solve(table: TokenTable, scores: Floats, uniform: Floats | None = None) -> Paths:
     """Paths for class scores [S, T, C]: log-weights, -inf for what is excluded.
 
@@ -46,47 +59,88 @@ def solve(table: TokenTable, scores: Floats, uniform: Floats | None = None) -> P
     return _solve_general(table, scores, uniform)
 
 
+def posterior(table: TokenTable, scores: Floats) -> Law:
+    """The exact law of the cells for class scores [S, T, C] as in :func:`solve`, those of a class the log of a sum."""
+    if table.free_classes is not None:
+        return _posterior_free(table.free_classes, scores)
+    return _posterior_general(table, scores)
+
+
+def _backward(table: TokenTable, scores: Floats, total: bool) -> tuple[Floats, Floats]:
+    """([S, T, E + 1] weight of the completions through each edge, -inf at the last; [S, T + 1, Q] of those from each state).
+
+    `total`: of all completions together, else of the best one.
+    """
+    slots, cells, _ = scores.shape
+    edges = table.graph
+    behind = np.full((slots, cells, len(edges.source) + 1), -np.inf)
+    label, target = edges.label[:-1], edges.target[:-1]
+    state = np.full((slots, cells + 1, table.states), -np.inf)
+    state[:, cells] = np.where(table.accept, 0.0, -np.inf)
+    for t in range(cells - 1, -1, -1):
+        here = behind[:, t, :-1]
+        np.add(scores[:, t, label], state[:, t + 1, target], out=here)
+        top = np.maximum.reduceat(here, edges.first, axis=1)
+        if total:
+            safe = np.where(np.isfinite(top), top, 0.0)
+            part = np.exp(here - np.repeat(safe, edges.degree, axis=1))
+            with np.errstate(divide="ignore"):
+                top = np.log(np.add.reduceat(part, edges.first, axis=1)) + safe
+        state[:, t, edges.origin] = top
+    return behind, state
+
+
 def _solve_general(table: TokenTable, scores: Floats, uniform: Floats | None) -> Paths:
     slots, cells, classes = scores.shape
-    edge_class, edge_next = table.edges  # [Q, D]
-    states, degree = edge_class.shape
+    edges = table.graph
     blocked = scores.copy()
     blocked[:, :, 0] = -np.inf
-    weight = blocked[:, :, edge_class]  # [S, T, Q, D]
-    # Backward: weight of the best (or of all) completions behind each edge.
-    behind = np.empty((slots, cells, states, degree))
-    end = np.broadcast_to(np.where(table.accept, 0.0, -np.inf), (slots, states))
-    for t in range(cells - 1, -1, -1):
-        behind[:, t] = weight[:, t] + end[:, edge_next]
-        end = behind[:, t].max(axis=2) if uniform is None else _log_sum(behind[:, t])
-    feasible = np.isfinite(end[:, 0])
-    # Forward: what is reachable, and one path.
-    open_edge = np.isfinite(behind)
-    into = np.zeros((states * degree, states), np.float32)
-    into[np.arange(states * degree), edge_next.reshape(-1)] = 1
-    alive = np.zeros((slots, states), bool)
+    behind, state = _backward(table, blocked, uniform is not None)
+    feasible = np.isfinite(state[:, 0, 0])
+    open_edge = np.isfinite(behind[:, :, :-1])
+    alive = np.zeros((slots, table.states), bool)
     alive[:, 0] = True
     here = np.zeros(slots, np.int64)
     path = np.zeros((slots, cells), np.int64)
     rows = np.arange(slots)
     for t in range(cells):
-        open_edge[:, t] &= alive[:, :, None]
-        alive = open_edge[:, t].reshape(slots, -1).astype(np.float32) @ into > 0
-        choices = behind[rows, t, here]
-        pick = choices.argmax(axis=1) if uniform is None else _draw(choices, uniform[:, t])
-        path[:, t] = edge_class[here, pick]
-        here = edge_next[here, pick].astype(np.int64)
-    of_class = np.zeros((states * degree, classes), np.float32)
-    of_class[np.arange(states * degree), edge_class.reshape(-1)] = 1
-    allowed = open_edge.reshape(slots * cells, -1).astype(np.float32) @ of_class > 0
-    return Paths(allowed.reshape(slots, cells, classes), path, feasible)
+        now = open_edge[:, t]
+        now &= alive[:, edges.source]
+        alive[:] = False
+        alive[:, edges.targets] = np.logical_or.reduceat(now[:, edges.by_target], edges.first_by_target, axis=1)
+        out = edges.leaving[here]  # [S, D]
+        choices = behind[:, t][rows[:, None], out]
+        pick = out[rows, choices.argmax(axis=1) if uniform is None else _draw(choices, uniform[:, t])]
+        path[:, t], here = edges.label[pick], edges.target[pick]
+    allowed = np.zeros((slots, cells, classes), bool)
+    allowed[:, :, edges.labels] = np.logical_or.reduceat(open_edge[:, :, edges.by_label], edges.first_by_label, axis=2)
+    return Paths(allowed, path, feasible)
 
 
-def _solve_free(classes: tuple[int, int, int | None, int], scores: Floats, uniform: Floats | None) -> Paths:
-    """Free text, text* pad* or null pad*: a path is just its length, so everything is a cumulative sum."""
+def _posterior_general(table: TokenTable, scores: Floats) -> Law:
+    slots, cells, classes = scores.shape
+    edges = table.graph
+    blocked = scores.copy()
+    blocked[:, :, 0] = -np.inf
+    behind, state = _backward(table, blocked, True)
+    total = state[:, 0, 0]
+    chance = np.zeros((slots, table.states))  # of being in a state
+    chance[:, 0] = np.isfinite(total)
+    law = np.zeros((slots, cells, classes))
+    for t in range(cells):
+        before = state[:, t, edges.source]
+        with np.errstate(invalid="ignore"):
+            step = np.where(np.isfinite(before), np.exp(behind[:, t, :-1] - before), 0.0) * chance[:, edges.source]
+        chance = np.zeros_like(chance)
+        chance[:, edges.targets] = np.add.reduceat(step[:, edges.by_target], edges.first_by_target, axis=1)
+        law[:, t, edges.labels] = np.add.reduceat(step[:, edges.by_label], edges.first_by_label, axis=1)
+    return Law(law, total)
+
+
+def _lengths(classes: tuple[int, int, int | None, int], scores: Floats) -> Floats:
+    """[S, T + 2] weight of free text of each length 0..T, and of null: a path is just its length."""
     text, pad, null, least = classes
-    slots, cells, count = scores.shape
-    zero = np.zeros((slots, 1))
+    zero = np.zeros((len(scores), 1))
 
     def running(values: Floats) -> tuple[Floats, Ints]:
         """Sums over the first n cells, n = 0..T, of the finite values, and how many were excluded."""
@@ -96,17 +150,21 @@ def _solve_free(classes: tuple[int, int, int | None, int], scores: Floats, unifo
 
     text_sum, text_out = running(scores[:, :, text])
     pad_sum, pad_out = running(scores[:, :, pad])
-    # Length n = 0..T; one more column for null.
-    weight = np.where(
-        text_out + pad_out[:, -1:] - pad_out > 0, -np.inf, text_sum + pad_sum[:, -1:] - pad_sum
-    )
+    weight = np.where(text_out + pad_out[:, -1:] - pad_out > 0, -np.inf, text_sum + pad_sum[:, -1:] - pad_sum)
     weight[:, :least] = -np.inf
-    null_weight = np.full((slots, 1), -np.inf)
+    null_weight = np.full((len(scores), 1), -np.inf)
     if null is not None:
         first = scores[:, 0, null]
         fits = np.isfinite(first) & (pad_out[:, -1] == pad_out[:, 1])
         null_weight[fits, 0] = first[fits] + (pad_sum[:, -1] - pad_sum[:, 1])[fits]
-    weight = np.concatenate([weight, null_weight], axis=1)  # [S, T + 2]
+    return np.concatenate([weight, null_weight], axis=1)
+
+
+def _solve_free(classes: tuple[int, int, int | None, int], scores: Floats, uniform: Floats | None) -> Paths:
+    """Free text, text* pad* or null pad*: everything is a cumulative sum."""
+    text, pad, null, _ = classes
+    slots, cells, count = scores.shape
+    weight = _lengths(classes, scores)
     possible: Bools = np.isfinite(weight)
     pick = weight.argmax(axis=1) if uniform is None else _draw(weight, uniform[:, 0])
     lengths = possible[:, :-1]
@@ -123,6 +181,22 @@ def _solve_free(classes: tuple[int, int, int | None, int], scores: Floats, unifo
         path = np.where((pick == cells + 1)[:, None], pad, path)
         path[pick == cells + 1, 0] = null
     return Paths(allowed, path.astype(np.int64), np.logical_or.reduce(possible, axis=1))
+
+
+def _posterior_free(classes: tuple[int, int, int | None, int], scores: Floats) -> Law:
+    text, pad, null, _ = classes
+    slots, cells, count = scores.shape
+    weight = _lengths(classes, scores)
+    total = _log_sum(weight)
+    chance = np.exp(weight - np.where(np.isfinite(total), total, np.inf)[:, None])
+    beyond = np.cumsum(chance[:, -2::-1], axis=1)[:, ::-1]  # length >= n
+    law = np.zeros((slots, cells, count))
+    law[:, :, text] = beyond[:, 1:]
+    law[:, :, pad] = chance.sum(axis=1, keepdims=True) - beyond[:, 1:]
+    if null is not None:
+        law[:, 0, null] = chance[:, -1]
+        law[:, 0, pad] -= chance[:, -1]
+    return Law(np.maximum(law, 0.0), total)
 
 
 def _log_sum(values: Floats) -> Floats:

@@ -84,3 +84,18 @@ def views(answer: Tensor, all_masked: float = 0.5, generator: torch.Generator | 
     first, second = complementary_pair(answer, ratio, generator)
     whole = torch.rand(batch, 1, generator=generator, device=answer.device) < all_masked
     return torch.stack((torch.where(whole, answer, first), torch.where(whole, first, second)), dim=1)
+
+
+def hybrid_views(answer: Tensor, extent: Tensor, all_masked: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
+    """:func:`views` and a third that asks for extents given their anchors (hybrid masking, arXiv:2603.26211).
+
+    The first two are the linear phase. The third is deterministic: everything but the extent (the far corner of a box) is shown,
+    the extent is hidden, which teaches p(x1, y1 | action, x0, y0, picture, words).
+
+    Args:
+        answer, extent: [B, L] bool; the extent lies inside the answer. Rows without one get an empty third view.
+
+    Returns:
+        [B, 3, L] bool masks.
+    """
+    return torch.cat((views(answer, all_masked, generator), (extent & answer).unsqueeze(1)), dim=1)

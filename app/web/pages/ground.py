@@ -11,13 +11,14 @@ import gradio as gr
 
 from app.web import draw
 from app.web.controls import Decoding, PictureInput, example, example_buttons
-from app.web.pages import Page, is_pocket
-from app.web.pictures import Picture, open_picture
+from app.web.pages import Page
+from app.web.pictures import open_picture
 from app.web.runs import Panel, Runner
 from app.web.steps import Snapshot
 
 EXAMPLES = [("press a button", (example("screen.png"), 'click the button "Save"'))]
-AIM, OTHER = 3, 0  # colours of the box that was chosen, and of the widgets around it
+AIM, OTHER = 3, 0  # colours of the box that was chosen, and of other candidates
+CANDIDATES = 5
 
 
 def build(model: Any) -> None:
@@ -33,37 +34,36 @@ def build(model: Any) -> None:
             action = gr.HTML(_action(None), elem_id="ground-action")
         with gr.Column(scale=4, min_width=300):
             shown = page.view()
-            around = gr.HTML(_widgets(None), elem_id="ground-widgets")
+            around = gr.HTML(_candidates(None), elem_id="ground-candidates")
             runner.canvas()
 
     def start(path: str | None, words: str, *how: Any) -> tuple[Any, Iterator[Any]]:
         picture = open_picture(path)
-        parts = model.stream_ground(picture.image, words, **decoding.parse(*how))
-        return (picture, model.objects(picture.image).items), parts
+        return picture, model.stream_ground(picture.image, words, candidates=CANDIDATES, **decoding.parse(*how))
 
     panels = [
-        Panel(shown, lambda shot, about: gr.skip() if about is None else _page(shot, *about)),
-        Panel(around, lambda _, about: _widgets(about)),
+        Panel(shown, lambda shot, about: gr.skip() if about is None else about.drawn(_marks(shot))),
+        Panel(around, lambda shot, _: _candidates(shot)),
         Panel(action, lambda shot, _: _action(shot)),
     ]
     runner.wire([page.file, said, *decoding.inputs], start, panels, enter=[said], examples=buttons, fills=[page.file, said])
 
 
-def _page(shot: Snapshot | None, picture: Picture, items: Any) -> str:
-    marks = [draw.Mark(item.box, f"{i}: {item.kind}", OTHER) for i, item in enumerate(items, 1)]
-    if shot is not None and shot.result is not None:
-        aims = [shot.result.box]
-    else:
-        aims = [view.info.box for view in shot.slots if view.pointer == "/target" and view.info is not None] if shot is not None else []
-    return picture.drawn([*marks, *(draw.Mark(box, "here", AIM) for box in aims if box is not None)])
+def _marks(shot: Snapshot | None) -> list[draw.Mark]:
+    """The box as soon as it is known; with the result, the other candidates as well."""
+    if shot is None:
+        return []
+    if shot.result is None:
+        boxes = [view.info.box for view in shot.slots if view.pointer == "/target" and view.info is not None]
+        return [draw.Mark(box, "here", AIM) for box in boxes if box is not None]
+    others = [draw.Mark(c.box, f"candidate {i}", OTHER) for i, c in enumerate(shot.result.candidates, 1) if c.box != shot.result.box]
+    return others + ([draw.Mark(shot.result.box, "here", AIM)] if shot.result.box is not None else [])
 
 
-def _widgets(about: Any) -> str:
-    rows = []
-    for i, item in enumerate(about[1] if about is not None else (), 1):
-        place = ", ".join(f"{v:.0f}" for v in item.box)
-        rows.append((str(i), escape(" ".join(w for w in (item.color, item.kind) if w)), place, draw.meter(item.confidence)))
-    return draw.table(("candidate", "what", "box in pixels", "confidence"), rows, "Widgets the model sees appear here.")
+def _candidates(shot: Snapshot | None) -> str:
+    found = shot.result.candidates if shot is not None and shot.result is not None else ()
+    rows = [(str(i), ", ".join(f"{v:.0f}" for v in c.box), draw.meter(c.confidence)) for i, c in enumerate(found, 1)]
+    return draw.table(("candidate", "box in pixels", "share of the probability"), rows, "Candidates appear here (of models that point).")
 
 
 def _action(shot: Snapshot | None) -> str:
@@ -72,4 +72,4 @@ def _action(shot: Snapshot | None) -> str:
     return f'<pre class="vlm-json" tabindex="0" aria-label="Action">{escape(json.dumps(shot.result.data, indent=2))}</pre>'
 
 
-PAGE = Page("Ground", 30, build, fits=is_pocket)
+PAGE = Page("Ground", 30, build)

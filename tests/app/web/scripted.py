@@ -29,6 +29,7 @@ class ScriptedDenoiser:
     def __init__(self, inner: Any, target: list[int], gate: threading.Event | None) -> None:
         self.inner, self.target, self.gate = inner, torch.tensor(target), gate
         self.places, self.vocab_size = inner.places, inner.vocab_size
+        self.pointed: dict[tuple[int, int], list[tuple[int, float]]] | None = None  # as of the real one
 
     def __call__(self, canvas: Canvas, cells: torch.Tensor) -> Prediction:
         """Logits of the asked cells."""
@@ -40,6 +41,9 @@ class ScriptedDenoiser:
         strength = torch.where(rank <= PACE, SURE, UNSURE)
         logits[torch.arange(len(row)), self.target[column]] = strength
         shown = [i for i, picture in enumerate(self.places[0].picture) if picture == 0] or [0]
+        if self.pointed is not None:
+            first = (canvas.slot_index == 1).nonzero().tolist()
+            self.pointed.update({(r, c): [(shown[0], 0.6), (shown[-1], 0.3)] for r, c in first})
         source = torch.tensor([shown[int(c) % len(shown)] for c in column], dtype=torch.long)
         return Prediction(logits, source, torch.ones(len(row)))
 

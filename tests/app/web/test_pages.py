@@ -76,7 +76,7 @@ def test_infill_is_for_this_machine_only(model):
 def test_pages_that_need_a_reader_are_left_out(model, monkeypatch):
     monkeypatch.setattr(model, "info", lambda: {"name": "other", "family": "llada-v", "default_preset": "llada"}, raising=False)
     ids = components(build_demo(model))
-    assert "ask-run" in ids and "ground-run" not in ids and "read-run" not in ids
+    assert "ask-run" in ids and "ground-run" in ids and "read-run" not in ids
     assert ids["ask-preset"].value == "llada"
 
 
@@ -142,6 +142,7 @@ def test_ground(demo):
     out = run(demo, "ground-run", ground_file=example("shapes.png"), ground_say="press Save")
     assert '"action": "click"' in out["ground-action"].replace("&quot;", '"') and "Done" in out["ground-status"]
     assert "<rect" in out["ground-page"] and "button" in out["ground-canvas"]  # the canvas says its text to screen readers
+    assert "candidate" in out["ground-candidates"] and "%" in out["ground-candidates"]
 
 
 def test_infill(demo):
