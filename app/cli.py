@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+_CONVERT = "Write a checkpoint in our layout, or back in its family's; pickles become safetensors."
+_DTYPES = ("float32", "bfloat16", "float16")
 TASKS = ("caption", "ask", "extract", "ground", "read")
 _EPILOG = "exit codes: 0 all good, 1 nothing could be done, 2 wrong command or request, 3 some files failed (their rows say why)"
 
@@ -49,7 +51,19 @@ def build_parser() -> Parser:
     ground = add("ground", "Find the widget an instruction speaks of.", images, decoding)
     ground.add_argument("-i", "--instruction", required=True, help="what to do on the screen")
     add("read", "Read the text of each image.", images)
-    add("info", "Describe the model and the environment.").add_argument("--json", action="store_true", help="as JSON")
+    info = add("info", "Describe a checkpoint from its headers, or the model and the environment.")
+    info.add_argument("checkpoint", nargs="?", metavar="PATH|ID", help="folder or Hub id (default: pocket); exit code 1 if its keys do not fit")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    convert = commands.add_parser("convert", help=_CONVERT, description=_CONVERT, epilog=_EPILOG, allow_abbrev=False)
+    convert.set_defaults(parser=convert, threads=None)
+    convert.add_argument("source", metavar="PATH|ID", help="folder or Hub id: safetensors, or .bin files, which a process of its own reads, weights only")
+    convert.add_argument("target", metavar="FOLDER", help="new folder; a stopped conversion goes on there")
+    convert.add_argument("--to", choices=("native", "published"), default="native", help="our layout (default), or back to the family's own")
+    convert.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as stored, bit for bit)")
+    convert.add_argument("--family", help="when config.json does not tell")
+    convert.add_argument("--shard-gb", type=float, default=5.0, metavar="GB", help="size of a file, and memory that is needed (default 5)")
+    convert.add_argument("--json", action="store_true", help="say what was done as JSON")
+    _say_options(convert)
     demo = add("demo", "Open the browser front end (needs the extra 'demo').")
     demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
     demo.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on; 0 takes a free one (default 7860)")
@@ -69,11 +83,18 @@ def build_parser() -> Parser:
 
 def _model_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--model", metavar="FOLDER", help="checkpoint folder (default: pocket, the embedded model)")
+    options.add_argument("--model", metavar="PATH|ID", help="checkpoint folder or Hub id (default: pocket, the embedded model)")
+    options.add_argument("--device", metavar="NAME", help="'cpu' (default), 'cuda', ... for published checkpoints")
+    options.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as stored)")
+    options.add_argument("--device-map", choices=("auto",), help="spread the layers over GPUs, host memory and disk (needs accelerate)")
     options.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    _say_options(options)
+    return options
+
+
+def _say_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--debug", action="store_true", help="show tracebacks")
     options.add_argument("--quiet", action="store_true", help="no progress and no summary on stderr")
-    return options
 
 
 def _image_options() -> argparse.ArgumentParser:

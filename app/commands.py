@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 import time
 from collections import Counter
@@ -30,8 +28,10 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.threads is not None and args.threads < 1:
         raise OptionError(f"--threads is {args.threads}", remedy="use 1 or more")
-    if args.command == "info":
-        return _info(args)
+    if args.command in ("info", "convert"):
+        from app import checkpoints
+
+        return checkpoints.info(args) if args.command == "info" else checkpoints.convert(args)
     if args.command == "bench":
         from app import bench
 
@@ -56,7 +56,7 @@ def load_model(args: argparse.Namespace) -> Any:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    return DiffusionVLM.from_pretrained(args.model)
+    return DiffusionVLM.from_pretrained(args.model, device=args.device, dtype=args.dtype, device_map=args.device_map)
 
 
 def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -203,50 +203,8 @@ def _printable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _info(args: argparse.Namespace) -> int:
-    import platform
-
-    import torch
-
-    from vlm.decoding.presets import PRESETS
-    from vlm.version import VERSION
-
-    details = {
-        "version": VERSION, "python": platform.python_version(), "torch": torch.__version__, "threads": args.threads or torch.get_num_threads(),
-        "presets": list(PRESETS), "model": _published(args.model) if _is_published(args.model) else load_model(args).info(),
-    }  # fmt: skip
-    if args.json:
-        print(json.dumps(details, indent=2))
-        return 0
-    for key, value in details.items():
-        for line in _lines(key, value):
-            print(line)
-    return 0
-
-
 def _is_published(model: str | None) -> bool:
     """Whether a name means a checkpoint of another kind than pocket."""
     from vlm.checkpoint import is_pocket
 
     return model is not None and not is_pocket(model)
-
-
-def _published(model: str) -> dict[str, Any]:
-    """What the headers of a published checkpoint say; no weight is read."""
-    from vlm.checkpoints.hub import find_folder
-    from vlm.checkpoints.load import inspect
-
-    folder = find_folder(model)
-    found = inspect(folder)
-    sizes = [math.prod(shape) for shape in found.shards.shapes.values()]
-    return {
-        "name": folder.name, "family": found.family.name, "tensors": len(sizes), "parameters": sum(sizes), "fits": found.diff.fits,
-        "missing": list(found.diff.missing), "lacking": list(found.diff.lacking),
-        "unexpected": list(found.diff.unexpected), "mismatched": list(found.diff.mismatched),
-    }  # fmt: skip
-
-
-def _lines(key: str, value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [line for k, v in value.items() for line in _lines(f"{key}.{k}", v)]
-    return [f"{key:<28} {', '.join(map(str, value)) if isinstance(value, list) else value}"]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vlm.live import Cell, Partial, SlotView
     from vlm.model import DiffusionVLM
     from vlm.processor.messages import ImagePart, Message, TextPart, user
+    from vlm.registration import register_transformers
     from vlm.results import FieldInfo, Item, Line, Result, Usage
 
 _HOME = {
@@ -39,6 +40,7 @@ _HOME = {
     "vlm.live": "Cell Partial SlotView",
     "vlm.results": "FieldInfo Item Line Result Usage",
     "vlm.processor.messages": "ImagePart Message TextPart user",
+    "vlm.registration": "register_transformers",
     "vision.loading": "LoadedImage load_image",
     "vlm.errors": (
         "CheckpointError ConfigError ContextLengthError DecodingError EnvironmentConflictError ImageError ImageFormatError "
@@ -77,6 +79,7 @@ __all__ = [
     "VLMError",
     "__version__",
     "load_image",
+    "register_transformers",
     "user",
 ]
 

@@ -37,7 +37,7 @@ def is_pocket(path: str | Path) -> bool:
     folder = Path(path)
     try:
         data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return folder.is_dir()
     return not isinstance(data, dict) or data.get("model_type", "pocket") == "pocket"
 

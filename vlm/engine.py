@@ -21,7 +21,7 @@ from vlm.backbone.slots import SlotTable, join
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser, Prediction
 from vlm.decoding.loop import Recipe
-from vlm.decoding.presets import DEFAULT, known_options, preset
+from vlm.decoding.presets import DEFAULT, PRESETS, known_options, preset
 from vlm.errors import ContextLengthError, OptionError
 from vlm.families.pocket import PackedMemory, PackedPocket, PocketModel, Prefix, Slots, Words
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
@@ -122,6 +122,12 @@ def seed_of(options: dict[str, Any]) -> int:
     if not isinstance(seed, int):
         raise OptionError(f"seed is {seed!r}", remedy="use an integer")
     return seed
+
+
+def check_masks(recipe: Recipe, model: str) -> None:
+    """OptionError for a method that works on another kind of noise than masks."""
+    if recipe.driver is not None:
+        raise OptionError(f"{model} fills masks, and this preset works on uniform noise", remedy="use another preset")
 
 
 @dataclass(frozen=True)
@@ -250,11 +256,13 @@ class PocketEngine:
         options = dict(decoding)
         seed = seed_of(options)
         name = options.pop("preset", None) or DEFAULT
-        return Plan(preset(name, **{**POCKET_DEFAULTS.get(name, {}), **options}), seed)
+        recipe = preset(name, **{**POCKET_DEFAULTS.get(name, {}), **options})
+        check_masks(recipe, "pocket")
+        return Plan(recipe, seed)
 
     def presets(self) -> dict[str, dict[str, Any]]:
         """The library's presets, with pocket's defaults."""
-        return {name: {**options, **POCKET_DEFAULTS.get(name, {})} for name, options in known_options().items()}
+        return {name: {**options, **POCKET_DEFAULTS.get(name, {})} for name, options in known_options(PRESETS).items()}
 
     def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
         """All control tokens but those that end a text, or stand in a slot; and the recipe's own."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vision.loading import load_image
 from vision.reader import ReaderConfig
@@ -31,6 +31,9 @@ from vlm.results import Item, Line, Result, Usage
 from vlm.structure.blanks import compile_blanks
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
+
+if TYPE_CHECKING:
+    from vlm.checkpoints.placement import DeviceMap
 
 Images = Any
 
@@ -71,8 +74,10 @@ class DiffusionVLM:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None
-    ) -> DiffusionVLM:
+        cls, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None, variant: str | None = None,
+        tower: str | Path | None = None, device_map: DeviceMap | None = None, max_memory: Mapping[int | str, int | str] | None = None,
+        offload_folder: str | Path | None = None,
+    ) -> DiffusionVLM:  # fmt: skip
         """Load a model.
 
         Args:
@@ -82,6 +87,8 @@ class DiffusionVLM:
                 (its matrices run in bf16 where that is faster), others 'float32', 'bfloat16', 'float16', by default as stored.
             variant: of checkpoints whose config.json cannot tell it (see the family's page), by default read off the name.
             tower: folder of the base vision tower, for published checkpoints without one or with one of unknown sizes.
+            device_map: 'auto', or devices by module name: spreads the blocks of a published model over GPUs, host memory and
+                disk (:func:`vlm.checkpoints.placement.place`; needs accelerate). max_memory, offload_folder: for it.
 
         Raises:
             CheckpointError: missing or damaged files, wrong shapes. OptionError: unknown device, dtype or variant.
@@ -89,13 +96,14 @@ class DiffusionVLM:
         if path is not None and not is_pocket(path):
             from vlm.published import PublishedEngine
 
-            return cls(PublishedEngine.open(path, device=device, dtype=dtype, variant=variant, tower=tower), Path(path).name)
+            placement = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder}
+            return cls(PublishedEngine.open(path, device=device, dtype=dtype, variant=variant, tower=tower, **placement), Path(path).name)
         if device not in (None, "cpu"):
             raise OptionError(f"device {device!r} is not supported by pocket yet", remedy="use 'cpu'")
         if dtype not in (None, "float32"):
             raise OptionError(f"dtype {dtype!r} is not supported by pocket", remedy="use 'float32'")
-        if variant is not None or tower is not None:
-            raise OptionError("pocket has neither variants nor another tower", remedy="leave variant and tower out")
+        if variant is not None or tower is not None or device_map is not None:
+            raise OptionError("pocket has neither variants nor another tower, and fits on one device", remedy="leave variant, tower and device_map out")
         model, tokenizer, name = load_pocket(path)
         found = cls(PocketEngine(model, tokenizer), name)
         found.calibration = Calibration.load(POCKET if path is None else Path(path))

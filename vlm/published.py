@@ -17,8 +17,8 @@ from vlm.decoding.blocks import BlockDenoiser
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.denoiser import BackboneDenoiser, GuidedDenoiser
-from vlm.decoding.presets import known_options
-from vlm.engine import Locator, Plan, seed_of
+from vlm.decoding.presets import PRESETS, UNIFORM, known_options
+from vlm.engine import Locator, Plan, check_masks, seed_of
 from vlm.errors import OptionError, PromptError
 from vlm.families.family import Family, Picture
 from vlm.processor.messages import Messages
@@ -50,13 +50,15 @@ class PublishedEngine:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None
-    ) -> PublishedEngine:
+        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None,
+        **placement: Any,
+    ) -> PublishedEngine:  # fmt: skip
         """Load a checkpoint.
 
         Args:
             path: a folder, or the id of a Hub repository. device, dtype: None is the CPU, and the stored dtype.
             variant: one of the family's; None reads it off the end of the name. tower: folder of the base vision tower.
+            placement: ``device_map``, ``max_memory``, ``offload_folder`` of :func:`vlm.checkpoints.placement.place`.
 
         Raises:
             CheckpointError, OptionError.
@@ -64,15 +66,16 @@ class PublishedEngine:
         if dtype is not None and dtype not in DTYPES:
             raise OptionError(f"dtype {dtype!r} is not supported", remedy=f"use one of {', '.join(DTYPES)}")
         try:
-            where = torch.device(device or "cpu")
+            where = None if device is None else torch.device(device)
         except RuntimeError as error:
             raise OptionError(f"there is no device {device!r}", remedy="use 'cpu' or 'cuda'") from error
         folder = find_folder(path)
         overrides = variant_overrides(folder, str(path), variant)
         if tower is not None:
             overrides["mm_vision_tower"] = str(find_folder(tower, "the base vision tower").resolve())
-        loaded = load(folder, dtype=DTYPES[dtype] if dtype else None, device=where, overrides=overrides)
-        return cls(loaded, Tokenizer.from_file(folder))
+        tokenizer = Tokenizer.from_file(folder)  # first: a damaged one is found before gigabytes are read
+        loaded = load(folder, dtype=DTYPES[dtype] if dtype else None, device=where, overrides=overrides, **placement)
+        return engine_of(loaded, tokenizer)
 
     def plan(self, decoding: Mapping[str, Any]) -> Plan:
         """A preset of the family or of the library; besides its options ``prefix_cache`` and ``guidance`` count."""
@@ -83,14 +86,16 @@ class PublishedEngine:
         if not isinstance(guidance, int | float) or guidance < 0:
             raise OptionError(f"guidance is {guidance!r}", remedy="use 0 (none) or a positive number")
         recipe = self.family.recipe(self.tokenizer, self.config.logit_size, options.pop("preset", None), restrict=False, **options)
+        check_masks(recipe, self.family.name)
         plan = Plan(recipe, seed, cache, float(guidance), recipe.reference_quirks)
         if self.loaded.config.blocks is not None and (cache is False or guidance):
             raise OptionError(f"{self.family.name} works in blocks, always behind their exact cache", remedy="leave prefix_cache and guidance out")
-        return plan if self._cached(plan) else replace(plan, recipe=recipe.with_parts(first_cell=False))
+        early = self._cached(plan) or self.loaded.config.blocks is not None
+        return plan if early else replace(plan, recipe=recipe.with_parts(first_cell=False))
 
     def presets(self) -> dict[str, dict[str, Any]]:
         """The library's presets and the family's own, with the options of the engine: ``prefix_cache`` and ``guidance``."""
-        known = known_options()
+        known = known_options(UNIFORM if self.family.corruption == "uniform" else PRESETS)
         own = {name: {**known[base], **options} for name, (base, options) in self.family.presets.items()}
         return {name: {**options, "prefix_cache": None, "guidance": 0.0} for name, options in {**known, **own}.items()}
 
@@ -213,6 +218,15 @@ class PublishedEngine:
             "context": self.config.max_position_embeddings, "layers": self.config.num_layers, "hidden_size": self.config.hidden_size,
             "default_preset": self.default_preset, "presets": sorted(self.family.presets), "proven": self.family.proven, "notes": list(self.loaded.notes),
         }  # fmt: skip
+
+
+def engine_of(loaded: Loaded, tokenizer: Tokenizer) -> PublishedEngine:
+    """The engine for a loaded checkpoint, by what its family's training corrupts text with."""
+    if loaded.family.corruption == "uniform":
+        from vlm.gemma import GemmaEngine
+
+        return GemmaEngine(loaded, tokenizer)
+    return PublishedEngine(loaded, tokenizer)
 
 
 def variant_overrides(folder: Path, name: str, variant: str | None) -> dict[str, Any]:

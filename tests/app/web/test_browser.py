@@ -23,7 +23,7 @@ from app.web.controls import example  # noqa: E402
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SHOTS = os.environ.get("SCREENSHOTS")
 PAGES = ["Ask", "Extract", "Ground", "Infill", "Read", "Compare"]
-PATIENCE = 60_000  # ms; not a measure of speed
+PATIENCE = 120_000  # ms; not a measure of speed
 
 
 @pytest.fixture(scope="module")
