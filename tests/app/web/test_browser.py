@@ -125,7 +125,10 @@ def test_upload_extract_scrub_and_download(page, picture):
         page.keyboard.press("ArrowLeft")
     playwright.expect(page.locator("#extract-fields")).not_to_contain_text("Ada Byron")
     playwright.expect(page.locator("#extract-canvas .mask").first).to_be_visible()
-    for button, check in (("extract-get-json", lambda text: json.loads(text)["data"]["total"] == 12.5), ("extract-get-csv", lambda text: "/total,12.5," in text)):
+    for button, check in (
+        ("extract-get-json", lambda text: json.loads(text)["data"]["total"] == 12.5),
+        ("extract-get-csv", lambda text: "/total,12.5," in text),
+    ):
         with page.expect_download() as waiting:
             page.click(f"#{button}")
         assert waiting.value.suggested_filename.startswith("page one.") and check(Path(waiting.value.path()).read_text())

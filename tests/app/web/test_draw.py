@@ -34,7 +34,14 @@ def test_a_run_is_recorded(model, picture):
 
 
 def test_canvas_tells_every_state():
-    cells = (Cell("{", "given", 0), Cell("", "mask", 0), Cell("<b>", "new", 0.2), Cell("x", "new", 0.99, slot="/a"), Cell("y", "kept", 0.5), Cell("", "remasked", 0))
+    cells = (
+        Cell("{", "given", 0),
+        Cell("", "mask", 0),
+        Cell("<b>", "new", 0.2),
+        Cell("x", "new", 0.99, slot="/a"),
+        Cell("y", "kept", 0.5),
+        Cell("", "remasked", 0),
+    )
     html = draw.canvas(Snapshot(4, 3, 1.0, cells, "{·<b>"))
     for kind in ("given", "mask", "new c0", "new c3", "kept", "remasked"):
         assert f'class="{kind}"' in html
