@@ -152,7 +152,7 @@ class _Reader:
         if field.max_members is not None and len(out) > field.max_members:
             needed = {m.name for m in field.members if m.required}
             kept = [names for names in field.alternatives if all(name in out for name in names)]
-            needed.update(min(kept, key=len, default=()))
+            needed.update(min(kept, key=lambda names: len(names), default=()))
             free = sorted((name for name in out if name not in needed), key=lambda name: self._surety(f"{pointer}/{escape(name)}"))
             for name in free[: len(out) - field.max_members]:
                 del out[name]

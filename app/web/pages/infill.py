@@ -17,7 +17,7 @@ from app.web.steps import Snapshot
 
 EXAMPLES = [
     ("a sentence", (example("form.png"), "Family name: [[16]], first name: [[12]], born on [[birthday:10:date]].", "")),
-    ("amounts", (example("receipt.png"), "Total: [[total:8:number]] - cash [[cash:8:number]] - change [[change:8:number]]", "")),
+    ("a receipt", (example("receipt.png"), "Total: [[total:8:number]], date: [[date:10:date]], receipt number: [[receipt number:8]].", "")),
 ]
 HELP = (
     "Write text with blanks: `[[16]]` is sixteen cells, `[[total:8]]` has a name, `[[total:8:number]]` a constraint: `string`, `number`, "
