@@ -61,9 +61,10 @@ class Engine(Protocol):
 
     Attributes:
         tokenizer: of the model. symbols: its mask, padding and null ids. stop_ids: control tokens that end an answer.
-        default_preset: name of the decoding method when none is asked for.
+        default_preset: name of the decoding method when none is asked for. model: the module that holds the weights.
     """
 
+    model: Any
     tokenizer: Tokenizer
     symbols: Symbols
     stop_ids: tuple[int, ...]
@@ -94,7 +95,7 @@ class Engine(Protocol):
         ...
 
     def see(self, image: Any) -> Any:
-        """Encode an RGB PIL image that is alone in its prompt."""
+        """Encode an RGB PIL image that is alone in its prompt; the length of what comes is that of its part of the prompt."""
         ...
 
     def see_all(self, images: Sequence[Any]) -> list[Any]:

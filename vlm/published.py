@@ -120,7 +120,7 @@ class PublishedEngine:
 
     def extraction(self, scaffold: Scaffold) -> str:
         """The shape of the JSON that is wanted, in words."""
-        return f"Read the image and answer with one JSON object of this form, null for what it does not show:\n{outline(scaffold)}"
+        return outline_request(scaffold)
 
     @torch.inference_mode()
     def see_all(self, images: Sequence[Any]) -> list[Picture]:
@@ -245,6 +245,11 @@ def variant_overrides(folder: Path, name: str, variant: str | None) -> dict[str,
     elif variant not in family.variants:
         raise OptionError(f"{family.name} has no variant {variant!r}", remedy=f"known: {', '.join(family.variants) or 'none'}")
     return dict(family.variants[variant]) if variant else {}
+
+
+def outline_request(scaffold: Scaffold) -> str:
+    """What a user says who wants a scaffold filled from a picture."""
+    return f"Read the image and answer with one JSON object of this form, null for what it does not show:\n{outline(scaffold)}"
 
 
 def outline(scaffold: Scaffold) -> str:

@@ -51,6 +51,8 @@ HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 PASSED = ("_from_auto", "_from_pipeline", "trust_remote_code", "code_revision", "_commit_hash", "adapter_kwargs", "attn_implementation", "use_fast", "config")
 #: Options of a model's ``from_pretrained``; pipelines give them to the processor's as well.
 LOADING = ("dtype", "torch_dtype", "device_map", "max_memory", "offload_folder", "variant", "tower")
+#: Processors that published files name and transformers does not have: it looks a registered one up by that name.
+PROCESSORS = {"dimple": "DimpleProcessor", "dream-vl": "DreamVLProcessor"}
 #: Options of ``generate`` that name what is so anyway.
 WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "return_dict_in_generate": (None, False), "do_sample": (None, False), "num_beams": (None, 1), "num_return_sequences": (None, 1), "use_cache": (None, True),
@@ -346,7 +348,8 @@ def register() -> tuple[str, ...]:
         config = type(f"{name}DiffusionConfig", (DiffusionConfig,), inside)
         model = type(f"{name}DiffusionModel", (DiffusionModel,), {"config_class": config, "__module__": __name__})
         AutoConfig.register(model_type, config)
-        AutoProcessor.register(config, DiffusionProcessor)
+        named = PROCESSORS.get(model_type)
+        AutoProcessor.register(config, type(named, (DiffusionProcessor,), {"__module__": __name__}) if named else DiffusionProcessor)
         AutoModelForImageTextToText.register(config, model)
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault(model_type, model.__name__)  # the list that pipelines check names against
         done.append(model_type)

@@ -19,25 +19,35 @@ EXAMPLES = Path(__file__).parent / "examples"
 
 
 class PictureInput:
-    """An upload and what it looks like; :meth:`view` is placed by the page and also draws boxes."""
+    """An upload, which of its pages is meant, and what it looks like; :meth:`view` is placed by the page and also draws boxes."""
 
     def __init__(self, name: str, label: str = "Picture") -> None:
         self.name = name
         self.file = gr.File(label=label, file_types=SUFFIXES, height=110, elem_id=f"{name}-file")
+        self.page = gr.Number(1, label="Page of the file", precision=0, minimum=1, visible=False, elem_id=f"{name}-number")
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Components whose values :func:`app.web.pictures.open_picture` takes; the first alone is enough to fill in an example."""
+        return [self.file, self.page]
 
     def view(self) -> Any:
         """The component that shows it, here."""
         shown = gr.HTML(draw.picture("", (1, 1), ""), elem_id=f"{self.name}-page")
-        self.file.upload(_look, [self.file], [shown], queue=False, show_progress="hidden", **PRIVATE)
-        self.file.clear(lambda: draw.picture("", (1, 1), ""), None, [shown], queue=False, show_progress="hidden", **PRIVATE)
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
+        self.file.upload(lambda path: _look(path, 1), [self.file], [shown, self.page], **quiet)
+        self.page.input(_look, self.inputs, [shown, self.page], **quiet)
+        self.file.clear(lambda: (draw.picture("", (1, 1), ""), gr.update(value=1, visible=False)), None, [shown, self.page], **quiet)
         return shown
 
 
-def _look(path: str | None) -> str:
+def _look(path: str | None, number: float | None) -> tuple[str, Any]:
+    """What a page looks like, and the number to choose pages by, where there are several."""
     try:
-        return open_picture(path).drawn()
+        found = open_picture(path, number)
     except VLMError as error:
-        return draw.status(str(error), "alert")
+        return draw.status(str(error), "alert"), gr.skip()
+    return found.drawn(), gr.update(value=int(number or 1), maximum=found.pages, visible=found.pages > 1)
 
 
 class Decoding:

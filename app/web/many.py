@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
+import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app.rows import json_line
+from app.requests import Request
+from app.rows import confidence_of, place_of
 from app.web import draw, jobs
 from app.web.controls import Decoding, example
-from app.web.pictures import SUFFIXES, cache_folder, text_file
+from app.web.pictures import SUFFIXES, cache_folder
 from app.web.runs import PRIVATE, QUEUE
 from vlm.errors import PromptError, VLMError
 
-SHOWN = 50  # rows on the page; the file has all
 EXAMPLES = ["form.png", "receipt.png"]
 
 _log = logging.getLogger(__name__)
@@ -53,10 +52,10 @@ def build(model: Any, schema: Any) -> None:
         try:
             if not paths:
                 raise PromptError("there are no files", remedy="upload some, or click the example")
-            path = _result_file(earlier)
+            request, path = jobs.request_of(wanted, decoding.parse(*how)), _result_file(earlier)
             yield [draw.status("Working ..."), _bar(jobs.Progress(len(paths))), _table([]), *[gr.update(interactive=False)] * 2, str(path)]
-            for progress in jobs.run(model, paths, wanted, decoding.parse(*how), path):
-                yield [draw.status(f"{progress.done} of {progress.total} files"), _bar(progress), _table(progress.rows), gr.skip(), gr.skip(), gr.skip()]
+            for progress in jobs.run(model, paths, request, path):
+                yield [draw.status(f"{progress.done} of {progress.total} pages"), _bar(progress), _table(progress.rows), gr.skip(), gr.skip(), gr.skip()]
         except VLMError as error:
             yield [draw.status(str(error), "alert"), *[gr.skip()] * 5]
             return
@@ -64,64 +63,53 @@ def build(model: Any, schema: Any) -> None:
             _log.exception("the job failed")
             yield [draw.status("Something unexpected went wrong; the server's log says more.", "alert"), *[gr.skip()] * 5]
             return
-        yield [draw.status(_said(progress)), _bar(progress), _table(progress.rows), *_downloads(path), gr.skip()]
+        yield [draw.status(_said(progress)), _bar(progress), _table(progress.rows), *_downloads(path, request), gr.skip()]
 
     common: dict[str, Any] = {"inputs": [files, before, schema, *decoding.inputs], "outputs": outputs, "show_progress": "hidden", **QUEUE, **PRIVATE}
     events = [start.click(run, **common)]
     events.append(filled.click(lambda: [example(name) for name in EXAMPLES], None, [files], queue=False, show_progress="hidden", **PRIVATE).then(run, **common))
-    stop.click(_stopped, [out], [status, as_jsonl, as_csv], cancels=events, queue=False, show_progress="hidden", **PRIVATE)
+    stop.click(_stopped, [out, schema], [status, as_jsonl, as_csv], cancels=events, queue=False, show_progress="hidden", **PRIVATE)
 
 
 def _result_file(earlier: str | None) -> Path:
-    """A new result file, with the whole rows of an earlier one."""
+    """A new result file, with the rows of an earlier one."""
     path = cache_folder(f"job {uuid.uuid4()}") / "results.jsonl"
-    kept = jobs.rows_of(Path(earlier)) if earlier else []
-    path.write_text("".join(json_line(row) + "\n" for row in kept), encoding="utf-8")
+    if earlier:
+        shutil.copyfile(earlier, path)
     return path
 
 
-def _stopped(out: str) -> list[Any]:
+def _stopped(out: str, schema: str) -> list[Any]:
     path = Path(out) if out else None
     if path is None or not path.is_file():
         return [draw.status("Stopped."), gr.skip(), gr.skip()]
-    return [draw.status(f"Stopped; the {len(jobs.rows_of(path))} rows so far are in the result file."), *_downloads(path)]
+    words = f"Stopped; the {jobs.rows_in(path)} rows so far are in the result file."
+    try:
+        return [draw.status(words), *_downloads(path, jobs.request_of(schema, {}))]
+    except VLMError:  # the schema was changed meanwhile, or the last row is still being written
+        return [draw.status(words), gr.update(value=str(path), interactive=True), gr.skip()]
 
 
-def _downloads(path: Path) -> list[Any]:
-    rows = jobs.rows_of(path)
-    return [gr.update(value=str(path), interactive=True), gr.update(value=text_file("results.csv", to_csv(rows)), interactive=True)]
+def _downloads(path: Path, request: Request) -> list[Any]:
+    return [gr.update(value=str(path), interactive=True), gr.update(value=str(jobs.csv_of(path, request)), interactive=True)]
 
 
 def _said(progress: jobs.Progress) -> str:
-    counts = ", ".join(f"{n} {status}" for status, n in progress.statuses.items()) or "nothing left to do"
+    counts = ", ".join(f"{n} {status}" for status, n in progress.statuses.items() if n) or "nothing left to do"
     before = f"; {progress.before} rows were there before" if progress.before else ""
     return f"Done: {counts}{before}."
 
 
 def _bar(progress: jobs.Progress) -> str:
-    label = f"{progress.done} of {progress.total} files, {progress.statuses['error']} failed"
+    label = f"{progress.done} of {progress.total} pages, {progress.statuses.get('error', 0)} failed"
     return f'<label>{label} <progress max="{progress.total}" value="{progress.done}">{label}</progress></label>'
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    return draw.table(("file", "status", "data", "confidence"), [_row(row) for row in rows[-SHOWN:]], "Rows appear here.")
+def _table(rows: Iterable[dict[str, Any]]) -> str:
+    return draw.table(("page", "status", "data", "confidence"), [_row(row) for row in rows], "Rows appear here.")
 
 
 def _row(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    if row["status"] == "error":
-        return escape(row["source"]), "error", escape(str((row.get("error") or {}).get("message", ""))), ""
-    return escape(row["source"]), escape(row["status"]), escape(json.dumps(row["data"], ensure_ascii=False)), draw.meter(row.get("confidence", 0.0))
-
-
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """A line a row: file, status, error, and a column for each top-level key; what is nested stays JSON."""
-    keys = list(dict.fromkeys(key for row in rows if isinstance(row.get("data"), dict) for key in row["data"]))
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["source", "status", "error", "confidence", *keys])
-    for row in rows:
-        data = row["data"] if isinstance(row.get("data"), dict) else {}
-        values = [data.get(key) for key in keys]
-        cells = ["" if v is None else v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
-        writer.writerow([row.get("source"), row.get("status"), (row.get("error") or {}).get("message", ""), row.get("confidence", ""), *cells])
-    return out.getvalue()
+    if row["error"]:
+        return escape(place_of(row)), row["status"], escape(row["error"]["message"]), ""
+    return escape(place_of(row)), row["status"], escape(json.dumps(row["data"], ensure_ascii=False)), draw.meter(confidence_of(row) or 0.0)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from app.web.draw import Mark, picture
-from vision.loading import load_image
+from vision.documents import open_document
+from vision.loading import SUFFIXES as IMAGES
 from vlm.errors import PromptError
 
 SHOWN_SIDE = 1600  # pixels of the longer side of what the browser gets
-SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pdf"]
+SUFFIXES = [*sorted(IMAGES), ".heic", ".heif", ".pdf"]
 
 
 @dataclass(frozen=True)
@@ -21,43 +22,49 @@ class Picture:
     """A picture as the model gets it and as the browser shows it.
 
     Attributes:
-        image: RGB. size: its pixels, which boxes are in. shown: file the server may hand out. name: for people.
+        image: RGB. size: its pixels, which boxes are in. shown: file the server may hand out. name: for people. pages: of the file.
     """
 
     image: Any
     size: tuple[int, int]
     shown: str
     name: str
+    pages: int = 1
 
     def drawn(self, marks: list[Mark] | None = None) -> str:
         """As HTML, with boxes."""
         return picture(self.shown, self.size, self.name, marks or [])
 
 
-def open_picture(path: str | None) -> Picture:
-    """The picture of an uploaded file.
+def open_picture(path: str | None, page: float | None = 1) -> Picture:
+    """A page of an uploaded file, counted from 1.
 
     Raises:
-        PromptError: no file. ImageError: one that cannot be used.
+        PromptError: no file, or no such page. ImageError: one that cannot be used. DependencyError: a PDF without pypdfium2.
     """
     if not path:
         raise PromptError("there is no picture", remedy="upload one, or click an example")
-    found = _opened(path)
+    number = int(page or 1)
+    found = _opened(path, number)
     if not Path(found.shown).is_file():  # the server tidies its cache from time to time
         _opened.cache_clear()
-        found = _opened(path)
+        found = _opened(path, number)
     return found
 
 
 @lru_cache(maxsize=16)  # uploads lie in folders named by their content
-def _opened(path: str) -> Picture:
-    loaded = load_image(path, name=Path(path).name)
-    small = loaded.rgb.copy()
+def _opened(path: str, number: int) -> Picture:
+    name = Path(path).name
+    with open_document(path, name=name) as document:
+        count = document.n_pages
+        if not 1 <= number <= count:
+            raise PromptError(f"there is no page {number}", source=name, remedy=f"it has {count}")
+        rgb = document.page(number - 1).rgb
+    small = rgb.copy()
     small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    folder = cache_folder(f"{path} {loaded.rgb.size}")
-    shown = folder / "page.webp"
+    shown = cache_folder(f"{path} {number} {rgb.size}") / "page.webp"
     small.save(shown, quality=85)
-    return Picture(loaded.rgb, loaded.rgb.size, str(shown), Path(path).name)
+    return Picture(rgb, rgb.size, str(shown), name if count == 1 else f"{name} page {number}", count)
 
 
 def cache_folder(key: str) -> Path:

@@ -26,7 +26,7 @@ from vlm.checkpoints.load import inspect, load
 from vlm.checkpoints.shards import Shards, read_tensor
 from vlm.checkpoints.write import save_published
 
-QWEN = ("dream-vl", "dimple", "diffusionvl", "sdar-vl", "bard-vl")
+SHARED = ("dream-vl", "dimple", "diffusionvl", "sdar-vl", "bard-vl")
 
 
 def same(first: Path, second: Path) -> bool:
@@ -51,7 +51,7 @@ def source_of(name: str, folder: Path) -> Path:
     return found
 
 
-@pytest.mark.parametrize("name", [*sorted(tiny.CONFIGS), *sorted(configs()), *QWEN])
+@pytest.mark.parametrize("name", [*sorted(tiny.CONFIGS), *sorted(configs()), *SHARED])
 def test_there_and_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     source = source_of(name, tmp_path / "source")
     there = convert(source, tmp_path / "native", shard_bytes=8_000)
@@ -294,6 +294,15 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert same(source, tmp_path / "back")
     with pytest.raises(OptionError, match="is not empty"):
         convert(source, tmp_path / "out", shard_bytes=1000)
+
+
+def test_a_family_that_brings_its_own_module_keeps_its_layout(tmp_path: Path) -> None:
+    source = source_of("diffusion-gemma", tmp_path / "source")
+    with pytest.raises(OptionError, match="published layout only"):
+        convert(source, tmp_path / "native")
+    assert not (tmp_path / "native").exists()
+    convert(source, tmp_path / "again", to="published")
+    assert same(source, tmp_path / "again")
 
 
 def test_wrong_requests(tmp_path: Path) -> None:

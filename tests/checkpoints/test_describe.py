@@ -99,6 +99,21 @@ def test_info_of_what_does_not_fit(vlm: Any, tmp_path: Path) -> None:
     assert code == 1 and not out and err.startswith("vlm: CheckpointError:") and len(err.splitlines()) == 1
 
 
+def test_options_of_loading_from_the_command_line(vlm: Any, tmp_path: Path) -> None:
+    from tests.model.test_published import picture
+
+    pytest.importorskip("accelerate")
+    folder = write_vlm(tmp_path / "model", "llada-v")
+    picture().save(tmp_path / "a.png")
+    command = ("caption", tmp_path / "a.png", "--model", folder, "--max-new-tokens", 2, "--json", "--dtype", "bfloat16")
+    code, out, _ = vlm(*command, "--device", "cpu")
+    assert code == 0 and json.loads(out)["status"] == "ok"
+    again = vlm(*command, "--device-map", "auto")[1]
+    assert json.loads(again)["text"] == json.loads(out)["text"]
+    code, _, err = vlm(*command, "--device", "tpu9")
+    assert code == 2 and "tpu9" in err
+
+
 def test_convert_from_the_command_line(vlm: Any, tmp_path: Path, tiny: Path) -> None:
     folder = write_vlm(tmp_path / "model", "llada-v")
     code, out, err = vlm("convert", folder, tmp_path / "native", "--json", "--dtype", "bfloat16")

@@ -7,7 +7,7 @@ import pytest
 from vlm.families.registry import families
 
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in (Path(__file__).parents[2] / "docs" / "families").glob("*.md")}
-SAID = ("licence of the weights", "memory of the weights", "prompt", "presets", "proven", "not proven", "verify_checkpoint")
+SAID = ("licence of the weights", "memory of the weights", "prompt", "preset", "proven", "not proven")
 
 
 @pytest.mark.parametrize("name", sorted(families()))

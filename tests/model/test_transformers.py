@@ -172,3 +172,20 @@ def test_pocket(tiny: Path) -> None:
     assert text.strip() == DiffusionVLM.from_pretrained(tiny).ask(picture(), "who?", max_new_tokens=6).text
     with pytest.raises(OptionError, match="only a published checkpoint"):
         pipe.model.save_pretrained("nowhere")
+
+
+@pytest.mark.parametrize("name", ["dimple", "dream-vl", "diffusionvl", "sdar-vl", "bard-vl", "llada", "dream"])
+def test_published_folders_as_they_are(name: str) -> None:
+    """The files beside the weights name processors: unknown ones lead to ours, those of transformers itself must be replaced by hand."""
+    from tests.parity.cases import root
+    from vlm.transformers_classes import DiffusionProcessor
+
+    folder = root() / name
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("needs ../shared/parity")
+    register_transformers()
+    by_hand = {"processor": DiffusionProcessor.from_pretrained(folder)} if name in ("sdar-vl", "bard-vl") else {}
+    pipe = transformers.pipeline("image-text-to-text", model=str(folder), **by_hand)
+    conversation = chat("who?") if name in ("llada", "dream") else chat(shown(), "who?")
+    text = pipe(text=conversation, max_new_tokens=4, return_full_text=False)[0]["generated_text"]
+    assert text.strip() == DiffusionVLM.from_pretrained(folder).generate(conversation, max_new_tokens=4).text

@@ -21,7 +21,7 @@ from vlm.checkpoints.load import Inspected, check, inspect, inspect_shards, on_m
 from vlm.checkpoints.pickles import has_safetensors, pickles_in, unpack
 from vlm.checkpoints.shards import Shards
 from vlm.checkpoints.write import SHARD_BYTES, copy_companions, file_names, grouped, write_index
-from vlm.errors import CheckpointError, OptionError
+from vlm.errors import CheckpointError, OptionError, VLMError
 
 #: What is put before every key by wrappers of modules (data parallel, torch.compile, PEFT).
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
@@ -76,7 +76,7 @@ def convert(
     made, kept = not out.exists(), _begin(out, request)
     try:
         done = _run(folder, out, pickles, to, dtype, family, shard_bytes, kept)
-    except CheckpointError:
+    except VLMError:
         _clear(out, made)
         raise
     shutil.rmtree(out / _UNPACKED, ignore_errors=True)
@@ -90,6 +90,8 @@ def _run(
     shards = unpack(folder, pickles, out / _UNPACKED) if pickles else Shards.open(folder)
     found, stripped = _unwrapped(folder, shards, family)
     check(found.diff, found.shards, found.family.name)
+    if found.family.open is not None and to == "native":
+        raise OptionError(f"{found.family.name} has its published layout only", source=str(folder), remedy="use to='published'")
     module = on_meta(lambda: found.family.build(found.config))
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     planned = outputs(found.family.weights(found.config), shapes, found.shards, to, dtype)

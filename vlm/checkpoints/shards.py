@@ -196,10 +196,10 @@ def read_into(stored: Stored, target: Tensor, *, first: int = 0) -> None:
     Raises:
         CheckpointError: the file ends too early, or cannot be read.
     """
-    direct = target.device.type == "cpu" and target.dtype == stored.dtype and target.is_contiguous()
-    buffer = target if direct else torch.empty(target.numel(), dtype=stored.dtype)
-    if buffer.numel():
-        view = memoryview(buffer.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    if target.device.type != "cpu" or target.dtype != stored.dtype or not target.is_contiguous():
+        target.copy_(_view(stored, first, target.numel()).view(target.shape))  # memory for what is stored would cost more than the conversion
+    elif target.numel():
+        view = memoryview(target.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         try:
             with stored.file.open("rb") as file:
                 file.seek(stored.start + first * stored.dtype.itemsize)
@@ -208,8 +208,6 @@ def read_into(stored: Stored, target: Tensor, *, first: int = 0) -> None:
             raise CheckpointError(f"{stored.key} cannot be read ({error.strerror or error})", source=str(stored.file), remedy=AGAIN) from error
         if count != len(view):
             raise CheckpointError(f"ends inside {stored.key}: the file is truncated", source=str(stored.file), remedy=AGAIN)
-    if not direct:
-        target.copy_(buffer.view(target.shape))
 
 
 def map_tensor(stored: Stored, *, rows: int | None = None) -> Tensor:
@@ -221,14 +219,21 @@ def map_tensor(stored: Stored, *, rows: int | None = None) -> Tensor:
         CheckpointError: the file cannot be opened, or ends too early.
     """
     shape = stored.shape if rows is None else (rows, *stored.shape[1:])
-    count, begin = math.prod(shape), stored.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    return _view(stored, 0, math.prod(shape)).view(shape)
+
+
+def _view(stored: Stored, first: int, count: int) -> Tensor:
+    """[count] elements of a stored tensor from `first` on, as a private view of the file."""
+    if not count:
+        return torch.empty(0, dtype=stored.dtype)
+    start = stored.start + first * stored.dtype.itemsize
+    begin = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     try:
         with stored.file.open("rb") as file:
-            length = stored.start - begin + count * stored.dtype.itemsize
-            view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
+            view = mmap.mmap(file.fileno(), start - begin + count * stored.dtype.itemsize, access=mmap.ACCESS_COPY, offset=begin)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{stored.key} cannot be read ({error})", source=str(stored.file), remedy=AGAIN) from error
-    return torch.frombuffer(view, dtype=stored.dtype, count=count, offset=stored.start - begin).view(shape)
+    return torch.frombuffer(view, dtype=stored.dtype, count=count, offset=start - begin)
 
 
 def read_tensor(stored: Stored) -> Tensor:

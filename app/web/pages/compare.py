@@ -26,8 +26,11 @@ ASK, EXTRACT = "Ask", "Extract"
 SIDES = ("A", "B")
 OTHER = "one-by-one"  # preset of side B at the start
 EXAMPLES = [
-    ("receipt", (example("receipt.png"), EXTRACT, json.dumps({k: RECEIPT[k] for k in ("date", "total")}), '{"date": "2026-03-14", "total": 6.2}')),
-    ("form", (example("form.png"), EXTRACT, json.dumps({k: FORM[k] for k in ("first_name", "birthday")}), '{"first_name": "Edith", "birthday": "1984-03-09"}')),
+    ("receipt", (example("receipt.png"), 1, EXTRACT, json.dumps({k: RECEIPT[k] for k in ("date", "total")}), '{"date": "2026-03-14", "total": 6.2}')),
+    (
+        "form",
+        (example("form.png"), 1, EXTRACT, json.dumps({k: FORM[k] for k in ("first_name", "role")}), '{"first_name": "Edith", "role": "Reader"}'),
+    ),
 ]
 
 _log = logging.getLogger(__name__)
@@ -67,12 +70,12 @@ def build(model: Any) -> None:
     scrubber = gr.Slider(1, 2, value=1, step=1, label="Step of both", interactive=False, elem_id="compare-step")
     pair = gr.State(None, time_to_live=3600)
     outputs = [status, pair, scrubber, verdict, shown, *drawn]
-    inputs = [page.file, task, words, expected, *ways[0].inputs, *ways[1].inputs]
+    inputs = [*page.inputs, task, words, expected, *ways[0].inputs, *ways[1].inputs]
 
-    def run(path: str | None, kind: str, said: str | None, wanted: str | None, *how: Any) -> Iterator[list[Any]]:
+    def run(path: str | None, number: float | None, kind: str, said: str | None, wanted: str | None, *how: Any) -> Iterator[list[Any]]:
         found, picture, half = Pair(expected=(wanted or "").strip()), None, len(how) // 2
         try:
-            picture = open_picture(path)
+            picture = open_picture(path, number)
             options = [Decoding.parse(*how[:half]), Decoding.parse(*how[half:])]
             for i, side in enumerate(SIDES):
                 for _ in _recorded(model, found.traces[i], kind, said or "", picture, options[i]):
@@ -88,7 +91,7 @@ def build(model: Any) -> None:
 
     common: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "show_progress": "hidden", **QUEUE, **PRIVATE}
     events = [start.click(run, **common)]
-    events += [button.then([page.file, task, words, expected], run, common) for button in buttons]
+    events += [button.then([*page.inputs, task, words, expected], run, common) for button in buttons]
     stop.click(lambda found: _outputs(draw.status("Stopped."), found or Pair(), None, last=True), [pair], outputs, cancels=events, queue=False, **PRIVATE)
     scrubber.input(_canvases, [pair, scrubber], drawn, trigger_mode="always_last", queue=False, show_progress="hidden", **PRIVATE)
 

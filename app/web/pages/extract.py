@@ -29,7 +29,7 @@ def _json(template: dict[str, str]) -> str:
     return json.dumps(template, indent=2)
 
 
-EXAMPLES = [("form", (example("form.png"), _json(FORM))), ("receipt", (example("receipt.png"), _json(RECEIPT)))]
+EXAMPLES = [("form", (example("form.png"), 1, _json(FORM))), ("receipt", (example("receipt.png"), 1, _json(RECEIPT)))]
 
 
 def build(model: Any) -> None:
@@ -86,8 +86,8 @@ def _one(model: Any, schema: Any) -> None:
                 as_csv = gr.DownloadButton("Download CSV", interactive=False, size="sm", elem_id="extract-get-csv")
             runner.canvas()
 
-    def start(path: str | None, wanted: str, *how: Any) -> tuple[Any, Iterator[Any]]:
-        picture = open_picture(path)
+    def start(path: str | None, number: float | None, wanted: str, *how: Any) -> tuple[Any, Iterator[Any]]:
+        picture = open_picture(path, number)
         return picture, model.stream_extract(picture.image, wanted, **decoding.parse(*how))
 
     panels = [
@@ -97,7 +97,7 @@ def _one(model: Any, schema: Any) -> None:
         Panel(as_json, lambda shot, about: _offered(shot, about, "json", lambda result: json_line(row_of(result, "extract")) + "\n"), scrubs=False),
         Panel(as_csv, lambda shot, about: _offered(shot, about, "csv", _csv), scrubs=False),
     ]
-    runner.wire([page.file, schema, *decoding.inputs], start, panels, examples=buttons, fills=[page.file, schema])
+    runner.wire([*page.inputs, schema, *decoding.inputs], start, panels, examples=buttons, fills=[*page.inputs, schema])
 
 
 def _offered(shot: Snapshot | None, about: Any, suffix: str, write: Any) -> Any:

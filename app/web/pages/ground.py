@@ -16,7 +16,7 @@ from app.web.pictures import open_picture
 from app.web.runs import Panel, Runner
 from app.web.steps import Snapshot
 
-EXAMPLES = [("press a button", (example("screen.png"), 'click the button "Save"'))]
+EXAMPLES = [("press a button", (example("screen.png"), 1, 'click the button "Save"'))]
 AIM, OTHER = 3, 0  # colours of the box that was chosen, and of other candidates
 CANDIDATES = 5
 
@@ -37,8 +37,8 @@ def build(model: Any) -> None:
             around = gr.HTML(_candidates(None), elem_id="ground-candidates")
             runner.canvas()
 
-    def start(path: str | None, words: str, *how: Any) -> tuple[Any, Iterator[Any]]:
-        picture = open_picture(path)
+    def start(path: str | None, number: float | None, words: str, *how: Any) -> tuple[Any, Iterator[Any]]:
+        picture = open_picture(path, number)
         return picture, model.stream_ground(picture.image, words, candidates=CANDIDATES, **decoding.parse(*how))
 
     panels = [
@@ -46,7 +46,7 @@ def build(model: Any) -> None:
         Panel(around, lambda shot, _: _candidates(shot)),
         Panel(action, lambda shot, _: _action(shot)),
     ]
-    runner.wire([page.file, said, *decoding.inputs], start, panels, enter=[said], examples=buttons, fills=[page.file, said])
+    runner.wire([*page.inputs, said, *decoding.inputs], start, panels, enter=[said], examples=buttons, fills=[*page.inputs, said])
 
 
 def _marks(shot: Snapshot | None) -> list[draw.Mark]:

@@ -16,8 +16,8 @@ from app.web.runs import Panel, Runner
 from app.web.steps import Snapshot
 
 EXAMPLES = [
-    ("a sentence", (example("form.png"), "Family name: [[16]], first name: [[12]], born on [[birthday:10:date]].", "")),
-    ("a receipt", (example("receipt.png"), "Total: [[total:8:number]], date: [[date:10:date]], receipt number: [[receipt number:8]].", "")),
+    ("a sentence", (example("form.png"), 1, "Family name: [[16]], first name: [[12]], born on [[birthday:10:date]].", "")),
+    ("a receipt", (example("receipt.png"), 1, "Total: [[total:8:number]], date: [[date:10:date]], receipt number: [[receipt number:8]].", "")),
 ]
 HELP = (
     "Write text with blanks: `[[16]]` is sixteen cells, `[[total:8]]` has a name, `[[total:8:number]]` a constraint: `string`, `number`, "
@@ -43,8 +43,8 @@ def build(model: Any) -> None:
             table = gr.HTML(draw.fields(None), elem_id="infill-fields")
             shown = page.view()
 
-    def start(path: str | None, blanks: str, prompt: str | None, *how: Any) -> tuple[Any, Iterator[Any]]:
-        picture = open_picture(path) if path else None
+    def start(path: str | None, number: float | None, blanks: str, prompt: str | None, *how: Any) -> tuple[Any, Iterator[Any]]:
+        picture = open_picture(path, number) if path else None
         return picture, model.stream_infill(blanks, picture.image if picture else None, prompt=prompt or "", **decoding.parse(*how))
 
     panels = [
@@ -52,7 +52,7 @@ def build(model: Any) -> None:
         Panel(table, lambda shot, _: draw.fields(shot)),
         Panel(shown, lambda shot, about: gr.skip() if about is None else about.drawn(draw.marks(shot))),
     ]
-    runner.wire([page.file, text, words, *decoding.inputs], start, panels, examples=buttons, fills=[page.file, text, words])
+    runner.wire([*page.inputs, text, words, *decoding.inputs], start, panels, examples=buttons, fills=[*page.inputs, text, words])
 
 
 def _filled(shot: Snapshot | None) -> str:

@@ -18,7 +18,7 @@ from app.web.steps import Snapshot
 from vlm.errors import OptionError
 
 WHOLE = (0, 0, 100, 100)
-EXAMPLES = [("receipt", (example("receipt.png"), *WHOLE)), ("part of a form", (example("form.png"), 0, 12, 60, 60))]
+EXAMPLES = [("receipt", (example("receipt.png"), 1, *WHOLE)), ("part of a form", (example("form.png"), 1, 0, 12, 60, 60))]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def build(model: Any) -> None:
             text = gr.Textbox(label="Text", lines=10, max_lines=24, interactive=False, buttons=["copy"], elem_id="read-text")
             lines = gr.HTML(_lines(None, None), elem_id="read-lines")
 
-    def start(path: str | None, *percent: float) -> tuple[Any, Any]:
-        part = part_of(open_picture(path), percent)
+    def start(path: str | None, number: float | None, *percent: float) -> tuple[Any, Any]:
+        part = part_of(open_picture(path, number), percent)
         return part, model.read(part.image)
 
     panels = [
@@ -64,7 +64,7 @@ def build(model: Any) -> None:
         Panel(text, lambda shot, _: "" if shot is None or shot.result is None else shot.result.text),
         Panel(lines, _lines),
     ]
-    runner.wire([page.file, *sides], start, panels, examples=buttons, fills=[page.file, *sides])
+    runner.wire([*page.inputs, *sides], start, panels, examples=buttons, fills=[*page.inputs, *sides])
 
 
 def part_of(picture: Picture, percent: Sequence[float]) -> Part:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from app.cli import main
 from tests.app.web.scripted import scripted
@@ -13,7 +14,8 @@ from vision.errors import DependencyError
 
 gr = pytest.importorskip("gradio", reason="Gradio is not installed (extra 'demo')")
 
-from app.web import jobs, many, pages, serve  # noqa: E402
+from app.journal import read_rows  # noqa: E402
+from app.web import pages, serve  # noqa: E402
 from app.web.build import build_demo, launch_options  # noqa: E402
 from app.web.controls import Decoding, example  # noqa: E402
 from app.web.pages import compare, read  # noqa: E402
@@ -103,7 +105,7 @@ def test_extract(demo):
     assert "Done." in out["extract-status"] and "Ada Byron" in out["extract-fields"] and "12.5" in out["extract-json"]
     assert out["extract-page"].count("<rect") == 2 and "canvas" in out["extract-canvas"]
     row = json.loads(Path(out["extract-get-json"]["value"]).read_text(encoding="utf-8"))
-    assert row["data"] == {"name": "Ada Byron", "total": 12.5} and row["fields"]["/name"]["box"]
+    assert row["data"] == {"name": "Ada Byron", "total": 12.5} and row["fields"]["/name"]["box"] and row["page"] == 1
     lines = Path(out["extract-get-csv"]["value"]).read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("field,value,confidence") and lines[1].startswith("/name,Ada Byron,")
     assert out["extract-step"]["interactive"] and out["extract-step"]["maximum"] > 2
@@ -211,21 +213,49 @@ def test_what_nobody_foresaw_is_logged_not_shown(demo, model, monkeypatch, caplo
 def test_many_files_and_going_on(demo, tmp_path, picture):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    files = [str(picture("a.png")), str(bad), str(picture("b.png", seed=1))]
+    tiff = tmp_path / "two.tiff"
+    Image.open(picture("p.png")).save(tiff, save_all=True, append_images=[Image.open(picture("q.png", seed=3))])
+    files = [str(picture("a.png")), str(bad), str(tiff)]
     schema = '{"name": "string"}'
     out = run(demo, "many-run", many_files=files, extract_schema=schema)
-    assert "2 ok" in out["many-status"] and "1 error" in out["many-status"] and "3 of 3 files, 1 failed" in out["many-progress"]
-    rows = jobs.rows_of(Path(out["many-get-jsonl"]["value"]))
-    assert [(r["source"], r["status"]) for r in rows] == [("a.png", "ok"), ("bad.png", "error"), ("b.png", "ok")]
-    assert str(tmp_path) not in json.dumps(rows)
+    assert "3 ok" in out["many-status"] and "1 error" in out["many-status"] and "4 of 4 pages, 1 failed" in out["many-progress"]
+    path = Path(out["many-get-jsonl"]["value"])
+    rows = list(read_rows(path))
+    assert [(r["source"], r["page"], r["status"]) for r in rows] == [
+        ("a.png", 1, "ok"),
+        ("bad.png", None, "error"),
+        ("two.tiff", 1, "ok"),
+        ("two.tiff", 2, "ok"),
+    ]
+    assert str(tmp_path) not in path.read_text()
+    csv = Path(out["many-get-csv"]["value"]).read_text().splitlines()
+    assert csv[0].endswith("name,name#confidence") and ",a.png,1,1,ok," in csv[1]
     # a run that was stopped after the first row, its last line torn
     earlier = tmp_path / "results.jsonl"
-    earlier.write_text(json.dumps(rows[0]) + "\n" + '{"source": "b.')
+    earlier.write_text(json.dumps(rows[0]) + "\n" + '{"id": "1234')
     again = run(demo, "many-run", many_files=[files[0], files[2]], many_before=str(earlier), extract_schema=schema)
-    assert "1 ok; 1 rows were there before" in again["many-status"]
-    assert [r["source"] for r in jobs.rows_of(Path(again["many-get-jsonl"]["value"]))] == ["a.png", "b.png"]
-    csv = many.to_csv(rows).splitlines()
-    assert csv[0] == "source,status,error,confidence,name" and csv[1].startswith("a.png,ok,") and csv[2].startswith("bad.png,error,")
+    assert "2 ok; 1 rows were there before" in again["many-status"]
+    assert [(r["source"], r["page"]) for r in read_rows(Path(again["many-get-jsonl"]["value"]))] == [("a.png", 1), ("two.tiff", 1), ("two.tiff", 2)]
+    other = run(demo, "many-run", many_files=files, many_before=str(earlier), extract_schema='{"total": "number"}')
+    assert "the result file to go on with: exists already" in other["many-status"] and str(tmp_path) not in other["many-status"]
+
+
+def test_a_schema_is_never_a_path_or_a_class(demo, tmp_path):
+    """What the command line understands besides JSON stays there."""
+    (tmp_path / "s.json").write_text('{"name": "string"}')
+    for typed in (str(tmp_path / "s.json"), "receipt", "os:PathLike"):
+        for page in ("extract", "many"):
+            given = {"extract_file": example("shapes.png"), "many_files": [example("shapes.png")], "extract_schema": typed}
+            assert "is not JSON" in run(demo, f"{page}-run", **given)[f"{page}-status"]
+
+
+def test_pages_of_a_file(tmp_path, picture):
+    tiff = tmp_path / "two.tiff"
+    Image.open(picture("p.png")).save(tiff, save_all=True, append_images=[Image.new("RGB", (30, 20))])
+    first, second = (open_picture(str(tiff), number) for number in (1, 2))
+    assert (first.size, second.size, first.pages, second.name) == ((64, 48), (30, 20), 2, "two.tiff page 2")
+    with pytest.raises(PromptError, match="no page 3"):
+        open_picture(str(tiff), 3)
 
 
 def test_decoding_options():
