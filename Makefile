@@ -8,12 +8,14 @@ STAMP  := pyproject.toml constraints.txt Makefile
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint parity clean
+.PHONY: help demo web test lint docs parity clean
 
 help:
 	@echo "make demo    set up, then caption, ask, extract, ground and read the pictures in examples/inputs"
+	@echo "make web     set up, then open the browser front end (pocket on 127.0.0.1:7860)"
 	@echo "make test    set up, then ruff, mypy and pytest"
 	@echo "make lint    ruff and mypy only"
+	@echo "make docs    set up, then build the documentation site into out/docs; any warning or broken link fails"
 	@echo "make parity  compare with numbers of the reference implementations, a line per case (../shared, or PARITY_ROOT)"
 	@echo "make clean   remove the environment, caches and out/"
 
@@ -33,8 +35,25 @@ $(VENV)/dev.stamp: $(STAMP) | $(BIN)/python
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/run.stamp
 
+$(VENV)/web.stamp: $(STAMP) | $(BIN)/python
+	@echo "installing the project and its browser front end into $(VENV) (PyTorch is the large part)"
+	@$(PIP) --editable '.[demo]'
+	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/docs.stamp: $(STAMP) | $(BIN)/python
+	@echo "installing the project and its documentation tools into $(VENV) (PyTorch is the large part)"
+	@$(PIP) --editable '.[docs]'
+	@touch $@ $(VENV)/run.stamp
+
 demo: $(VENV)/run.stamp
 	@$(BIN)/python -m examples.demo
+
+web: $(VENV)/web.stamp
+	@$(BIN)/vlm demo --open
+
+docs: $(VENV)/docs.stamp
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs out/docs
+	@echo "out/docs/index.html"
 
 lint: $(VENV)/dev.stamp
 	@echo "ruff"; $(BIN)/ruff check .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from app.batch import Job, Outcome, Summary, page_range, shard_of
 from app.inputs import Inputs, expand
 from app.journal import Journal
+from app.options import parse_options
 from app.outputs import Output
 from app.pages import PageOptions
 from app.report import write_report
@@ -46,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
         from app import bench
 
         return bench.run(args)
+    if args.command == "demo":
+        from app.web import serve
+
+        return serve.run(args)
     return _task(args)
 
 
@@ -92,14 +96,7 @@ def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"seed": args.seed}
     if args.preset is not None:
         options["preset"] = args.preset
-    for pair in args.set:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise OptionError(f"--set {pair!r} is not NAME=VALUE", remedy="for example --set gamma=0.95")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
+    options |= parse_options(args.set)
     if getattr(args, "max_new_tokens", None) is not None:
         options["max_new_tokens"] = args.max_new_tokens
     return options

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
         SchemaError,
         VLMError,
     )
-    from vlm.model import DiffusionVLM, Partial
+    from vlm.live import Cell, Partial, SlotView
+    from vlm.model import DiffusionVLM
     from vlm.processor.messages import ImagePart, Message, TextPart, user
     from vlm.registration import register_transformers
     from vlm.results import FieldInfo, Item, Line, Result, Usage
 
 _HOME = {
-    "vlm.model": "DiffusionVLM Partial",
+    "vlm.model": "DiffusionVLM",
+    "vlm.live": "Cell Partial SlotView",
     "vlm.results": "FieldInfo Item Line Result Usage",
     "vlm.processor.messages": "ImagePart Message TextPart user",
     "vlm.registration": "register_transformers",
@@ -48,6 +50,7 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
+    "Cell",
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
@@ -70,6 +73,7 @@ __all__ = [
     "PromptError",
     "Result",
     "SchemaError",
+    "SlotView",
     "TextPart",
     "Usage",
     "VLMError",

@@ -21,7 +21,7 @@ from vlm.backbone.slots import SlotTable, join
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser, Prediction
 from vlm.decoding.loop import Recipe
-from vlm.decoding.presets import DEFAULT, preset
+from vlm.decoding.presets import DEFAULT, PRESETS, known_options, preset
 from vlm.errors import ContextLengthError, OptionError
 from vlm.families.pocket import PackedMemory, PackedPocket, PocketModel, Prefix, Slots, Words
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
@@ -76,6 +76,10 @@ class Engine(Protocol):
         Raises:
             OptionError: an option or value that does not exist.
         """
+        ...
+
+    def presets(self) -> dict[str, dict[str, Any]]:
+        """Names of the decoding methods ``plan`` knows, with all their options and defaults."""
         ...
 
     def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
@@ -144,6 +148,8 @@ class Places:
         return (min(b[0] for b in found), min(b[1] for b in found), max(b[2] for b in found), max(b[3] for b in found))
 
 
+#: Options of presets that pocket sets otherwise than their papers.
+POCKET_DEFAULTS: dict[str, dict[str, Any]] = {"dimple": {"gamma": 0.7}}
 #: Places up to which the pads of a slot always stay on the canvas: training has seen slots this short with any value.
 SHORT_SLOT = 12
 
@@ -251,11 +257,13 @@ class PocketEngine:
         options = dict(decoding)
         seed = seed_of(options)
         name = options.pop("preset", None) or DEFAULT
-        if name == "dimple":
-            options.setdefault("gamma", 0.7)
-        recipe = preset(name, **options)
+        recipe = preset(name, **{**POCKET_DEFAULTS.get(name, {}), **options})
         check_masks(recipe, "pocket")
         return Plan(recipe, seed)
+
+    def presets(self) -> dict[str, dict[str, Any]]:
+        """The library's presets, with pocket's defaults."""
+        return {name: {**options, **POCKET_DEFAULTS.get(name, {})} for name, options in known_options(PRESETS).items()}
 
     def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
         """All control tokens but those that end a text, or stand in a slot; and the recipe's own."""

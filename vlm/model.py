@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +13,24 @@ from vision.loading import load_image
 from vision.reader import ReaderConfig
 from vision.reading import Reading
 from vision.tokens import THING, text_of
-from vlm.batching import Batches, Seen, charged
+from vlm.batching import Batches, Seen, charged, of_picture
 from vlm.calibration import Calibration
 from vlm.checkpoint import POCKET, fingerprint, is_pocket, load_pocket
-from vlm.decoding.canvas import MASK, Canvas
+from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.loop import Frame, decode
 from vlm.decoding.stops import EndOfText, Never
 from vlm.decoding.windows import FullWindow
 from vlm.engine import Engine, Plan, PocketEngine, user_turn
 from vlm.errors import OptionError, PromptError
+from vlm.filling import Filling
 from vlm.grounding.actions import action_schema
 from vlm.grounding.answers import POINTING_SCHEMA, REQUEST, pointed, written
-from vlm.processor.messages import Messages
+from vlm.live import Cell, Partial, cells_of, text_so_far
+from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt
 from vlm.results import Item, Line, Result, Usage
-from vlm.structure.fill import Filled, fill
+from vlm.structure.blanks import compile_blanks
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
 
@@ -40,15 +41,10 @@ Images = Any
 
 #: Question behind ``caption``.
 CAPTION = "Describe the image."
+#: What the user says where a text with blanks comes without words of its own.
+INFILL = "Fill in the blanks."
 
 
-@dataclass
-class Partial:
-    """What ``stream`` yields: the frame of a step and the text as it stands, one string a row, masks as '·'."""
-
-    frame: Frame
-    text: list[str]
-    result: list[Result] | None = None
 
 
 class DiffusionVLM:
@@ -259,6 +255,78 @@ class DiffusionVLM:
                 part = replace(part, result=[replace(result, warnings=(*warnings, *result.warnings))])
             yield part
 
+    def stream_extract(self, image: Any, schema: Any, *, lenient: bool = False, growth: int = 0, **decoding: Any) -> Iterator[Partial]:
+        """Like :meth:`extract` for one image, yielding each step with its ``slots``; the last item carries the result."""
+        scaffold = compile_scaffold(parse_schema(schema, lenient=lenient), self.tokenizer, symbols=self.engine.symbols)
+        plan = self.engine.plan(decoding)
+        seen = self._look(0, image)
+        prompt = self._prompt(self.engine.extraction(scaffold), plan)
+        filling = Filling(self.engine, [prompt], [[seen.reading]], scaffold, plan, growth=growth, calibration=self.calibration)
+        return filling.stream(lambda result, _: of_picture(result, seen))
+
+    def stream_ground(self, image: Any, instruction: str, *, candidates: int = 0, min_confidence: float = 0.0, **decoding: Any) -> Iterator[Partial]:
+        """Like :meth:`ground` for one image, yielding each step; the last item carries the result. Only models that point list candidates."""
+        _check_words(instruction, "instruction")
+        pointing = isinstance(self.engine, PocketEngine)
+        schema = parse_schema(POINTING_SCHEMA if pointing else action_schema())
+        scaffold = compile_scaffold(schema, self.tokenizer, symbols=self.engine.symbols, gated=not pointing)
+        plan = self.engine.plan(decoding) if pointing else self._in_one(self.engine.plan({"max_forwards": 3, **decoding}), decoding)
+        seen = self._look(0, image)
+        prompt = self._prompt(instruction if pointing else REQUEST.format(instruction=instruction), plan)
+        filling = Filling(self.engine, [prompt], [[seen.reading]], scaffold, plan, by_first_cell=pointing, calibration=self.calibration)
+        if not isinstance(self.engine, PocketEngine):
+            return filling.stream(lambda result, _: of_picture(written(result, seen.reading.size, [], 0, min_confidence), seen))
+        engine, denoiser = self.engine, filling.denoiser
+        denoiser.pointed = {} if candidates else None
+        first = scaffold.by_pointer["/target"].start
+
+        def finish(result: Result, row: int) -> Result:
+            return of_picture(pointed(result, seen.reading, engine.pointed(denoiser, row, first), candidates, min_confidence), seen)
+
+        return filling.stream(finish)
+
+    def infill(self, text: str, image: Any = None, *, prompt: str = "", **decoding: Any) -> Result:
+        """Fill the blanks of a text, each seeing what stands on both of its sides.
+
+        Args:
+            text: with blanks ``[[cells]]``, ``[[name:cells]]`` or ``[[name:cells:kind]]`` (:mod:`vlm.structure.blanks`).
+            image: what the text is about, if anything. prompt: what to tell the model besides.
+
+        Returns:
+            Result with the whole text, and the blanks by name in ``data`` and ``fields``.
+
+        Raises:
+            SchemaError: a blank that cannot be read or filled. ImageError, ContextLengthError, OptionError.
+        """
+        *_, last = self.stream_infill(text, image, prompt=prompt, **decoding)
+        assert last.result is not None
+        return last.result[0]
+
+    def stream_infill(self, text: str, image: Any = None, *, prompt: str = "", **decoding: Any) -> Iterator[Partial]:
+        """Like :meth:`infill`, yielding each step with its ``slots``; the last item carries the result."""
+        _check_words(text, "text")
+        scaffold = compile_blanks(text, self.tokenizer, symbols=self.engine.symbols)
+        plan = self.engine.plan(decoding)
+        seen = None if image is None else self._look(0, image)
+        words = prompt.strip() or ("" if seen is not None and isinstance(self.engine, PocketEngine) else INFILL)
+        parts = ([] if seen is None else [ImagePart(seen.source)]) + ([TextPart(words)] if words else [])
+        message = self.engine.prompt([Message("user", tuple(parts))], plan)
+        filling = Filling(self.engine, [message], [[] if seen is None else [seen.reading]], scaffold, plan, calibration=self.calibration)
+
+        def finish(result: Result, row: int) -> Result:
+            whole = replace(result, text=filling.text(row))
+            return whole if seen is None else of_picture(whole, seen)
+
+        return filling.stream(finish)
+
+    def cells(self, part: Partial, row: int = 0) -> list[Cell]:
+        """The canvas of a step cell by cell, for showing it."""
+        return cells_of(self.tokenizer, part.frame, row, part.owners)
+
+    def presets(self) -> dict[str, dict[str, Any]]:
+        """Decoding methods this model knows: name -> its options with their defaults."""
+        return self.engine.presets()
+
     @cached_property
     def fingerprint(self) -> str:
         """What the weights are known by: 16 hex digits, the same wherever they are loaded in whatever precision."""
@@ -312,33 +380,21 @@ class DiffusionVLM:
 
         return self._over(images, run, on_error)
 
-    def _free(self, denoiser: Denoiser, rows: int, cells: int, plan: Plan) -> Iterator[Partial]:
+    def _free(self, denoiser: Denoiser, count: int, cells: int, plan: Plan) -> Iterator[Partial]:
         """Free text behind encoded prompts: a canvas of open cells that ends at the end token."""
         start = time.perf_counter()
         symbols, recipe = self.engine.symbols, plan.recipe
-        canvas = Canvas.blank(rows, cells, mask_id=symbols.mask, pad_id=symbols.pad)
+        canvas = Canvas.blank(count, cells, mask_id=symbols.mask, pad_id=symbols.pad)
         banned = self.engine.banned(plan, None)
         stop = EndOfText(self.engine.stop_ids) if isinstance(recipe.stop, Never) else recipe.stop
         full = recipe.with_parts(banned=banned, stop=stop)
         for frame in decode(denoiser, canvas, full, seed=plan.seed):
-            yield Partial(frame, [self._show(row, state) for row, state in zip(frame.ids.tolist(), frame.state.tolist(), strict=True)])
-        ms = (time.perf_counter() - start) * 1000 / rows
-        results = [self._answer(canvas, row, ms) for row in range(rows)]
+            rows = zip(frame.ids.tolist(), frame.state.tolist(), strict=True)
+            yield Partial(frame, [text_so_far(self.tokenizer, ids, state, self.engine.stop_ids) for ids, state in rows])
+        ms = (time.perf_counter() - start) * 1000 / count
+        results = [self._answer(canvas, row, ms) for row in range(count)]
         last = Frame(int(canvas.step.max()), canvas.ids.clone(), canvas.states(canvas.masked), canvas.commit_confidence.clone(), canvas.forwards.clone())
         yield Partial(last, [r.text for r in results], results)
-
-    def _show(self, ids: list[int], state: list[int]) -> str:
-        """A row as it stands: masks as dots, nothing after the end token."""
-        text, known = "", []
-        for token, how in zip(ids, state, strict=True):
-            if how != MASK and token in self.engine.stop_ids:
-                break
-            if how != MASK:
-                known.append(token)  # decoded as a run: a character may be spelled by several byte tokens
-                continue
-            text += self.tokenizer.decode(known) + "·"
-            known = []
-        return text + self.tokenizer.decode(known)
 
     def _answer(self, canvas: Canvas, row: int, ms: float) -> Result:
         ids = canvas.ids[row].tolist()
@@ -354,26 +410,10 @@ class DiffusionVLM:
         denoiser: Denoiser | None = None,
     ) -> list[Result]:  # fmt: skip
         """Fill the slots of a scaffold behind prompts; `by_first_cell`: a slot's box is where its first cell points."""
-        start = time.perf_counter()
-        if denoiser is None:
-            denoiser = self.engine.denoiser(prompts, pictures, len(scaffold), plan, scaffold)
-        recipe = plan.recipe.with_parts(banned=self.engine.banned(plan, scaffold), stop=Never())
-        filled = fill(denoiser, [scaffold] * len(prompts), recipe, seed=plan.seed, growth=growth)
-        ms = (time.perf_counter() - start) * 1000 / len(prompts)
-        return [self._data(filled, row, denoiser, ms, by_first_cell) for row in range(len(prompts))]
-
-    def _data(self, filled: Filled, row: int, denoiser: Denoiser, ms: float, by_first_cell: bool) -> Result:
-        canvas, scaffold = filled.canvas, filled.scaffolds[row]
-        every = self.engine.locator(denoiser, canvas, row)
-        locate = (lambda cells: every(cells[:1])) if by_first_cell and every is not None else every
-        data, fields = scaffold.read(canvas.ids[row].tolist(), canvas.commit_confidence[row].tolist(), locate=locate, valid=filled.valid[row])
-        if self.calibration is not None:
-            fields = {pointer: self.calibration(info) for pointer, info in fields.items()}
-        status = "forced" if any(f.forced for f in fields.values()) else "ok"
-        sure = min((f.confidence for f in fields.values()), default=1.0)
-        written = int((canvas.committed_at[row] >= 0).sum())
-        usage = Usage(int(canvas.step[row]), int(canvas.forwards[row]), written, ms)
-        return Result(json.dumps(data, ensure_ascii=False), data, confidence=sure, fields=fields, status=status, warnings=scaffold.warnings(data), usage=usage)
+        filling = Filling(
+            self.engine, prompts, pictures, scaffold, plan, growth=growth, by_first_cell=by_first_cell, denoiser=denoiser, calibration=self.calibration
+        )
+        return filling.results()
 
     def _items(self, reading: Reading) -> Result:
         config, tokens = self._pocket("objects").model.config.reader, reading.tokens

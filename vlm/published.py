@@ -17,6 +17,7 @@ from vlm.decoding.blocks import BlockDenoiser
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.denoiser import BackboneDenoiser, GuidedDenoiser
+from vlm.decoding.presets import PRESETS, UNIFORM, known_options
 from vlm.engine import Locator, Plan, check_masks, seed_of
 from vlm.errors import OptionError, PromptError
 from vlm.families.family import Family, Picture
@@ -91,6 +92,12 @@ class PublishedEngine:
             raise OptionError(f"{self.family.name} works in blocks, always behind their exact cache", remedy="leave prefix_cache and guidance out")
         early = self._cached(plan) or self.loaded.config.blocks is not None
         return plan if early else replace(plan, recipe=recipe.with_parts(first_cell=False))
+
+    def presets(self) -> dict[str, dict[str, Any]]:
+        """The library's presets and the family's own, with the options of the engine: ``prefix_cache`` and ``guidance``."""
+        known = known_options(UNIFORM if self.family.corruption == "uniform" else PRESETS)
+        own = {name: {**known[base], **options} for name, (base, options) in self.family.presets.items()}
+        return {name: {**options, "prefix_cache": None, "guidance": 0.0} for name, options in {**known, **own}.items()}
 
     def _cached(self, plan: Plan) -> bool:
         return self.family.attention == "prefix" if plan.prefix_cache is None else plan.prefix_cache

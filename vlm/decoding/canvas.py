@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vlm.errors import DecodingError
 
-#: States of a cell in a frame.
-GIVEN, MASK, NEW, KEPT = range(4)
+#: States of a cell in a frame. REMASKED: open again since this step.
+GIVEN, MASK, NEW, KEPT, REMASKED = range(5)
 
 
 @dataclass
@@ -120,4 +120,5 @@ class Canvas:
         state[self.committed_at < 0] = GIVEN
         state[before & ~self.masked] = NEW
         state[self.masked] = MASK
+        state[self.masked & ~before] = REMASKED
         return state

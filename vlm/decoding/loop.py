@@ -89,7 +89,7 @@ class Frame:
 
     Attributes:
         step: number of the step, from 1; 0 is the canvas before the first.
-        ids: [B, L]; state: [B, L] uint8 of GIVEN, MASK, NEW, KEPT; confidence: [B, L] score at commit, 0 before.
+        ids: [B, L]; state: [B, L] uint8 of GIVEN, MASK, NEW, KEPT, REMASKED; confidence: [B, L] score at commit, 0 before.
         forwards: [B] model calls so far.
     """
 

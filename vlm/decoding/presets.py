@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vlm.decoding.commits import Bernoulli, Factor, Leftmost, QuotaOrMore, Threshold, ThresholdElseQuota, TopK
@@ -47,10 +47,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "one-by-one": {"score": "prob", "sampling": "gumbel"},
 }  # fmt: skip
 DEFAULT = "dimple"
+_UNIFORM_COMMON: dict[str, Any] = {"banned": (), "reference_quirks": False}
 #: Options and defaults of the presets of models of uniform noise, besides ``banned`` and ``reference_quirks``.
 UNIFORM: dict[str, dict[str, Any]] = {
     "entropy-bound": {"steps": 48, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8, "stability": 1, "confidence": 0.005},
 }  # fmt: skip
+
+
+def known_options(presets: Mapping[str, dict[str, Any]] = PRESETS) -> dict[str, dict[str, Any]]:
+    """PRESETS (or UNIFORM) with all options of each and their defaults."""
+    common = _UNIFORM_COMMON if presets is UNIFORM else _COMMON
+    return {name: {**common, **options} for name, options in presets.items()}
 
 
 def preset(name: str = DEFAULT, **options: Any) -> Recipe:
@@ -66,7 +73,7 @@ def preset(name: str = DEFAULT, **options: Any) -> Recipe:
     """
     if name not in PRESETS and name not in UNIFORM:
         raise OptionError(f"unknown preset {name!r}{_hint(name, [*PRESETS, *UNIFORM])}", remedy=f"use one of {', '.join([*PRESETS, *UNIFORM])}")
-    known = {**_COMMON, **PRESETS[name]} if name in PRESETS else {"banned": (), "reference_quirks": False, **UNIFORM[name]}
+    known = known_options(PRESETS if name in PRESETS else UNIFORM)[name]
     for option in options:
         if option not in known:
             raise OptionError(f"preset {name!r} has no option {option!r}{_hint(option, known)}", remedy=f"it knows {', '.join(sorted(known))}")

@@ -7,7 +7,7 @@ Rows go through their stages side by side and independently.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
-from vlm.decoding.loop import Recipe, decode
+from vlm.decoding.loop import Frame, Recipe, decode
 from vlm.structure.fields import StringField, UnionField
 from vlm.structure.scaffold import Scaffold, Slot
 from vlm.structure.slot_engine import SlotEngine
@@ -29,7 +29,7 @@ GROWTH_LIMIT = 192
 
 @dataclass
 class Filled:
-    """Finished rows.
+    """Rows that are filled, or being filled.
 
     Attributes:
         canvas: [B, L]; rows are padded to the longest.
@@ -40,6 +40,11 @@ class Filled:
     canvas: Canvas
     scaffolds: list[Scaffold]
     valid: list[dict[str, float]]
+
+    @classmethod
+    def start(cls, scaffolds: Sequence[Scaffold]) -> Filled:
+        """Nothing known yet."""
+        return cls(blank(scaffolds), list(scaffolds), [{} for _ in scaffolds])
 
 
 def fill(denoiser: Denoiser, scaffolds: Sequence[Scaffold], recipe: Recipe, *, seed: int = 0, growth: int = 0, shrink: bool = False) -> Filled:
@@ -53,10 +58,16 @@ def fill(denoiser: Denoiser, scaffolds: Sequence[Scaffold], recipe: Recipe, *, s
         growth: cells to add, again and again, to slots of free text that came out full; 0 for none.
         shrink: close the cells behind the end of a value at once, which no draw can change any more.
     """
-    rows = list(scaffolds)
-    canvas = blank(rows)
-    valid: list[dict[str, float]] = [{} for _ in rows]
+    filled = Filled.start(scaffolds)
+    for _ in filling(filled, denoiser, recipe, seed=seed, growth=growth, shrink=shrink):
+        pass
+    return filled
+
+
+def filling(filled: Filled, denoiser: Denoiser, recipe: Recipe, *, seed: int = 0, growth: int = 0, shrink: bool = False) -> Iterator[Frame]:
+    """Like :func:`fill`, in place and yielding a frame per step; between stages `filled` gets new layouts and a new canvas."""
     for stage in range(MAX_STAGES):
+        canvas, rows, valid = filled.canvas, filled.scaffolds, filled.valid
         held = waiting(rows, canvas)
         canvas.frozen |= held
         temperature = float(getattr(recipe.proposer, "temperature", 0.0))
@@ -64,18 +75,16 @@ def fill(denoiser: Denoiser, scaffolds: Sequence[Scaffold], recipe: Recipe, *, s
         parts: dict[str, Any] = {"joint": engine}
         if shrink:
             parts["reviser"] = PadFiller(engine)
-        for _ in decode(denoiser, canvas, recipe.with_parts(**parts), seed=seed + stage):
-            pass
+        yield from decode(denoiser, canvas, recipe.with_parts(**parts), seed=seed + stage)
         canvas.frozen &= ~held
         for row, found in enumerate(engine.valid):
             valid[row] = {**found, **valid[row]}
         new = [_next(scaffold, canvas, row, growth) for row, scaffold in enumerate(rows)]
         if all(a is b for a, b in zip(new, rows, strict=True)):
-            break
-        canvas, rows = carried(canvas, rows, new), new
+            return
+        filled.canvas, filled.scaffolds = carried(canvas, rows, new), new
         if hasattr(denoiser, "lay_out"):
-            denoiser.lay_out(rows)
-    return Filled(canvas, rows, valid)
+            denoiser.lay_out(new)
 
 
 def blank(scaffolds: Sequence[Scaffold]) -> Canvas:
