@@ -90,12 +90,13 @@ def _joined(pages: list[VisualTokens], k: int) -> tuple[Tensor, ...]:
         here = lexicon.roles[1:]
         roles.append(np.where(here > 0, here + words - 1, 0))
         depth.append(lexicon.depth[1:])
-        for joined, own in ((lead, lexicon.lead), (left, lexicon.left), (above, lexicon.above)):
-            joined.append(np.where(own[1:] > 0, own[1:] + holders - 1, 0))
+        for parts, own in ((lead, lexicon.lead), (left, lexicon.left), (above, lexicon.above)):
+            parts.append(np.where(own[1:] > 0, own[1:] + holders - 1, 0))
         ordinal.append(lexicon.ordinal[1:])
         holder[i, : len(page)] = np.where(lexicon.holder > 0, lexicon.holder + holders - 1, 0)
         words, holders = words + len(lexicon.rows) - 1, holders + len(here)
-    return tuple(torch.from_numpy(a) for a in (*map(np.concatenate, (rows, roles, depth, lead, left, above, ordinal)), holder))
+    joined = [np.concatenate(parts) for parts in (rows, roles, depth, lead, left, above, ordinal)]
+    return tuple(torch.from_numpy(array) for array in (*joined, holder))
 
 
 class ReaderAdapter(nn.Module):
