@@ -7,14 +7,15 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from tqdm import tqdm
 
-from app import batch
-from app.cli import TASKS
-from app.commands import load_model, log, task_call
+from app.batch import exit_code
+from app.commands import load_model, log, request_of
 from app.inputs import expand
+from app.requests import TASKS, Request
 from app.rows import message_of
 from vlm.errors import OptionError
 from vlm.results import Result
@@ -28,26 +29,20 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"--repeat is {args.repeat}", remedy="use 1 or more")
     tasks = _tasks(args)
     files = expand(args.images, recursive=args.recursive).files
-    model: list[Any] = []
-
-    def load() -> Any:
-        if not model:
-            model.append(load_model(args))
-        return model[0]
-
-    calls = {task: task_call(task, args, load) for task in tasks}
-    rows, statuses = [], []
-    for task, call in calls.items():
-        row, seen = _measure(task, call, [f.path for f in files if f.error is None], args)
+    requests = [request_of(task, args) for task in tasks]
+    model = load_model(args)
+    rows, statuses = [], Counter[str]()
+    for request in requests:
+        row, seen = _measure(request, model, [f.path for f in files if f.error is None], args)
         rows.append(row)
-        statuses += seen + ["error"] * sum(f.error is not None for f in files)
+        statuses.update(seen + ["error"] * sum(f.error is not None for f in files))
     if args.json:
         import torch
 
         print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "repeat": args.repeat, "tasks": rows}, indent=2))
     else:
         _print_table(rows)
-    return batch.exit_code(statuses)
+    return exit_code(statuses)
 
 
 def _tasks(args: argparse.Namespace) -> list[str]:
@@ -65,13 +60,18 @@ def _tasks(args: argparse.Namespace) -> list[str]:
     return tasks
 
 
-def _measure(task: str, call: batch.Task, paths: list[str], args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def _measure(request: Request, model: Any, paths: list[str], args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """(numbers of one task, status of each file): every file once to warm up, then `repeat` times."""
+
+    def call(images: list[str]) -> list[Result]:
+        return list(request.run(model, images))
+
+    task = request.task
     first = {path: call([path])[0] for path in paths}
     good = [path for path, result in first.items() if result.status != "error"]
     for result in first.values():
-        if result.status == "error":
-            log(message_of(result))
+        if result.error is not None:
+            log(message_of(result.error))
     times: list[float] = []
     results: list[Result] = []
     hidden = args.quiet or not sys.stderr.isatty()

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import signal
 import sys
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tqdm import tqdm
 
-from app import batch
+from app.batch import Job, Outcome, Summary, page_range, shard_of
 from app.inputs import Inputs, expand
-from app.rows import block_of, json_line, message_of, row_of
-from vlm.errors import OptionError, PromptError, SchemaError
-from vlm.results import Result
+from app.journal import Journal
+from app.outputs import Output
+from app.pages import PageOptions
+from app.report import write_report
+from app.requests import Request
+from app.rows import block_of, json_line, message_of, place_of, text_of
+from vlm.errors import OptionError
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,15 +32,43 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         VLMError: the request or the model cannot be used; errors of single files become rows.
     """
+    if args.command == "report":
+        return _report(args)
+    if args.command == "corrections":
+        return _corrections(args)
     if args.threads is not None and args.threads < 1:
         raise OptionError(f"--threads is {args.threads}", remedy="use 1 or more")
-    if args.command == "info":
-        return _info(args)
+    if args.command in ("info", "convert"):
+        from app import checkpoints
+
+        return checkpoints.info(args) if args.command == "info" else checkpoints.convert(args)
     if args.command == "bench":
         from app import bench
 
         return bench.run(args)
     return _task(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    rows = Path(args.rows)
+    if args.limit < 1:
+        raise OptionError(f"--limit is {args.limit}", remedy="use 1 or more")
+    out = Path(args.out) if args.out else rows.with_suffix(".html")
+    shown = write_report(rows, out, limit=args.limit)
+    if not args.quiet:
+        log(f"{shown} pages in {out}")
+    return 0
+
+
+def _corrections(args: argparse.Namespace) -> int:
+    from app.corrections import write_conversations
+
+    done = write_conversations(Path(args.rows), Path(args.corrected), args.schema, Path(args.out))
+    for source in done.lost:
+        log(f"{source}: the page is not there any more, and was left out")
+    if not args.quiet:
+        log(f"{done.conversations} conversations in {Path(args.out) / 'conversations.jsonl'}; {done.changed} values were corrected")
+    return 0 if not done.lost else 3 if done.conversations else 1
 
 
 def log(message: str) -> None:
@@ -51,7 +84,7 @@ def load_model(args: argparse.Namespace) -> Any:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    return DiffusionVLM.from_pretrained(args.model)
+    return DiffusionVLM.from_pretrained(args.model, device=args.device, dtype=args.dtype, device_map=args.device_map)
 
 
 def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -72,41 +105,17 @@ def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def read_schema(text: str) -> Any:
-    """A schema that was typed: a file of that name, or the JSON itself.
-
-    Raises:
-        SchemaError: neither, or a schema that cannot be used.
-    """
-    from vlm.structure.schema import parse_schema
-
-    path = Path(text)
-    if text.lstrip().startswith("{"):
-        return parse_schema(text)
-    if path.is_dir() or not path.exists():
-        raise SchemaError("is a folder" if path.is_dir() else "no such file", source=text, remedy="name a JSON file, or give the JSON itself")
-    return parse_schema(path)
-
-
-def task_call(command: str, args: argparse.Namespace, model: Callable[[], Any]) -> batch.Task:
-    """The function paths -> results of a task; wrong requests are found before `model` is called."""
+def request_of(command: str, args: argparse.Namespace) -> Request:
+    """What a command asks of every page; wrong requests are found here, before a model is loaded."""
     options = decoding_options(args) if command != "read" else {}
     if command != "read" and not _is_published(args.model):  # published families have presets of their own
         _check_preset(options)
+    dpi = getattr(args, "dpi", 0.0)
     if command == "extract":
-        schema = read_schema(args.schema)
-        vlm = model()
-        return lambda paths: vlm.extract(paths, schema, on_error="row", **options)
+        return Request.extract(args.schema, options, dpi)
     if command in ("ask", "ground"):
-        words = args.question if command == "ask" else args.instruction
-        if not words.strip():
-            raise PromptError(f"the {'question' if command == 'ask' else 'instruction'} is empty", remedy="write one")
-        vlm = model()
-        call = vlm.ask if command == "ask" else vlm.ground
-        return lambda paths: call(paths, words, on_error="row", **options)
-    vlm = model()
-    call = vlm.caption if command == "caption" else vlm.read
-    return lambda paths: call(paths, on_error="row", **options)
+        return Request.about(command, args.question if command == "ask" else args.instruction, options, dpi)
+    return Request(command, decoding=options, dpi=dpi)
 
 
 def _check_preset(options: dict[str, Any]) -> None:
@@ -116,87 +125,134 @@ def _check_preset(options: dict[str, Any]) -> None:
     preset(options.get("preset") or DEFAULT, **own)
 
 
+def page_options(args: argparse.Namespace) -> PageOptions:
+    """How files are opened; raises OptionError."""
+    for name, least in (("dpi", 1), ("timeout", 0.01), ("workers", 1), ("memory", 1), ("batch_size", 1)):
+        if getattr(args, name) < least:
+            raise OptionError(f"--{name.replace('_', '-')} is {getattr(args, name)}", remedy=f"use {least} or more")
+    return PageOptions(page_range(args.pages), args.dpi, args.password, timeout=args.timeout, workers=args.workers, memory=args.memory << 20)
+
+
 def _task(args: argparse.Namespace) -> int:
-    if args.batch_size < 1:
-        raise OptionError(f"--batch-size is {args.batch_size}", remedy="use 1 or more")
+    options, shard = page_options(args), shard_of(args.shard)
+    request = request_of(args.command, args)
+    output = None
+    if args.out is not None:
+        output = Output(Path(args.out.replace("{shard}", str(shard[0]) if shard else "1")), merge=args.merge == "per_doc", overwrite=args.overwrite)
+    elif args.merge == "per_doc" or args.report or args.retry_errors:
+        raise OptionError("--merge, --report and --retry-errors work on a file of rows", remedy="add --out FILE")
     inputs = expand(args.images, recursive=args.recursive)
-    _tell_passed_over(inputs, args.quiet)
-    sink = _Sink(args, alone=len(inputs.files) == 1)
+    if output is not None:  # a wrong file is found before a model is loaded
+        Journal.try_out(output.journal, overwrite=args.overwrite)
+    model = load_model(args)
+    model.batch_size = args.batch_size
+    job = Job(model, request, inputs.files, options, shard=shard, stop_at_error=args.on_error == "stop")
+    code = _run(args, job, inputs, output)
+    if output is not None and code not in (130, 143):
+        output.finish(request)
+        if args.report:
+            write_report(output.journal, Path(args.report), inputs.files, options)
+    return code
 
-    def model() -> Any:
-        loaded = load_model(args)
-        loaded.batch_size = args.batch_size
-        return loaded
 
-    task = task_call(args.command, args, model)
+def _run(args: argparse.Namespace, job: Job, inputs: Inputs, output: Output | None) -> int:
+    """All pages of a job, with progress on the terminal; returns the exit code."""
     start = time.perf_counter()
-    with sink:
-        results = batch.run(inputs.files, task, args.batch_size, report=log if args.debug else None)
-        in_the_way = args.out is None and sys.stdout.isatty()  # rows on the same screen show the progress themselves
-        for result in _progress(results, len(inputs.files), args.quiet or in_the_way):
-            sink.put(result)
-    return sink.finish(time.perf_counter() - start)
+    with ExitStack() as stack:
+        journal = None
+        if output is not None:
+            journal = stack.enter_context(Journal(output.journal, job.versions, overwrite=args.overwrite, retry_errors=args.retry_errors))
+            if journal.total and not args.quiet:
+                log(f"going on with {output.journal}, which holds {journal.total} rows")
+        caught = stack.enter_context(_finishing(job))
+        teller = Teller(args, alone=len(inputs.files) == 1, to_file=output is not None)
+        bar = stack.enter_context(_progress(args, len(inputs.files)))
+        for outcome in job.run(journal):
+            teller.put(outcome)
+            _advance(bar, job)
+    summary = job.summary
+    _tell_passed_over([*inputs.passed_over, *summary.passed_over], args.quiet)
+    if not args.quiet and (output is not None or summary.pages != 1):
+        log(said(summary, output, time.perf_counter() - start))
+    return 128 + caught[0] if caught else summary.exit_code
 
 
-def _progress(results: Iterable[Result], total: int, quiet: bool) -> Iterable[Result]:
-    hidden = quiet or total < 2 or not sys.stderr.isatty()
-    return tqdm(results, total=total, unit="image", file=sys.stderr, disable=hidden, dynamic_ncols=True)
+def said(summary: Summary, output: Output | None, seconds: float) -> str:
+    """The summary in a line."""
+    counts = ", ".join(f"{n} {status}" for status, n in summary.statuses.items()) or "nothing new"
+    where = f" in {output.path}" if output is not None else ""
+    before = f"; {summary.done} of them before" if summary.done else ""
+    speed = f", {summary.rows / seconds:.1f} pages/s" if summary.rows > 1 else ""
+    end = "; stopped before the last page: the same command goes on" if summary.stopped else ""
+    return f"{summary.pages} pages in, {summary.done + summary.rows} rows{where}{before}: {counts}; {seconds:.1f} s{speed}{end}"
 
 
-def _tell_passed_over(inputs: Inputs, quiet: bool) -> None:
-    passed = inputs.passed_over
+@contextmanager
+def _finishing(job: Job) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM ends the job after the batch in hand, the second one at once. Yields the signals that came."""
+    caught: list[int] = []
+    wanted = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, _frame: Any) -> None:
+        caught.append(number)
+        for one in wanted:
+            signal.signal(one, before[one])
+        log("finishing the batch in hand (once more to stop at once)")
+        job.halt()
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield caught
+        return
+    before = {one: signal.signal(one, note) for one in wanted}
+    try:
+        yield caught
+    finally:
+        for one in wanted:
+            signal.signal(one, before[one])
+
+
+def _progress(args: argparse.Namespace, total: int) -> Any:
+    """A bar on the terminal: pages a second, time left, errors."""
+    in_the_way = args.out is None and sys.stdout.isatty()  # rows on the same screen show the progress themselves
+    hidden = args.quiet or in_the_way or not sys.stderr.isatty()
+    return tqdm(total=total, unit="page", file=sys.stderr, disable=hidden, dynamic_ncols=True, smoothing=0.1)
+
+
+def _advance(bar: Any, job: Job) -> None:
+    if bar.disable or job.pages is None:
+        return
+    known = len(job.files) + job.pages.extra
+    bar.total = max(job.summary.pages, known // job.shard[1] if job.shard else known)
+    if job.summary.done > bar.initial:
+        bar.initial = job.summary.done  # they say nothing about the speed
+    bar.set_postfix(errors=job.summary.statuses["error"], refresh=False)
+    bar.update(job.summary.done + job.summary.rows - bar.n)
+
+
+def _tell_passed_over(passed: list[str], quiet: bool) -> None:
     if passed and not quiet:
         log(f"{len(passed)} files are no images and were passed over: {', '.join(passed[:5])}{' ...' if len(passed) > 5 else ''}")
 
 
-class _Sink:
-    """Where rows go: a file, or stdout as JSON lines or text."""
+class Teller:
+    """Says what became of pages: on stdout as JSON lines or text, unless rows go to a file, and errors and warnings on stderr."""
 
-    def __init__(self, args: argparse.Namespace, alone: bool) -> None:
-        self.task, self.json, self.quiet, self.alone = args.command, args.json, args.quiet, alone
-        self.out = args.out
-        self.file: IO[str] | None = None
-        self.statuses: list[str] = []
-        if self.out is not None:
-            path = Path(self.out)
-            if path.is_dir():
-                raise OptionError("is a folder", source=f"--out {path}", remedy="name a file")
-            if path.is_file() and path.stat().st_size and not args.overwrite:
-                raise OptionError("exists already", source=f"--out {path}", remedy="name another file, or add --overwrite")
+    def __init__(self, args: argparse.Namespace, alone: bool, to_file: bool) -> None:
+        self.task, self.json, self.quiet, self.alone, self.to_file = args.command, args.json, args.quiet, alone, to_file
 
-    def __enter__(self) -> _Sink:
-        if self.out is not None:
-            try:
-                Path(self.out).parent.mkdir(parents=True, exist_ok=True)
-                self.file = open(self.out, "w", encoding="utf-8")
-            except OSError as error:
-                raise OptionError(f"cannot be written ({error.strerror or error})", source=f"--out {self.out}", remedy="name another file") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def put(self, result: Result) -> None:
-        """Write one row and say what is wrong with it."""
-        self.statuses.append(result.status)
-        if self.file is not None or self.json:
-            print(json_line(row_of(result, self.task)), file=self.file or sys.stdout, flush=True)
-        elif not (self.alone and result.status == "error"):
-            print(_printable(block_of(result, self.task, self.alone)), flush=True)
-        if result.status == "error" and (self.alone or self.file is not None or self.json):
-            log(message_of(result))
+    def put(self, outcome: Outcome) -> None:
+        """One page."""
+        row, result = outcome.row, outcome.result
+        alone = self.alone and (row["n_pages"] or 1) == 1
+        if not self.to_file and self.json:
+            print(json_line(row), flush=True)
+        elif not self.to_file and not (alone and result.error is not None):
+            print(_printable(block_of(text_of(result, self.task), place_of(row), alone)), flush=True)
+        if row["error"] is not None and (alone or self.to_file or self.json):
+            log(message_of(row["error"]))
         if not self.quiet:
-            for warning in result.warnings:
-                log(f"warning: {result.source}: {warning}")
-
-    def finish(self, seconds: float) -> int:
-        """Summary on stderr; the exit code."""
-        if not self.quiet and (not self.alone or self.file is not None):
-            counts = ", ".join(f"{n} {status}" for status, n in Counter(self.statuses).items())
-            where = f" in {self.out}" if self.out is not None else ""
-            log(f"{len(self.statuses)} rows{where}: {counts}; {seconds:.1f} s")
-        return batch.exit_code(self.statuses)
+            for warning in row.get("warnings", ()):
+                log(f"warning: {place_of(row)}: {warning}")
 
 
 def _printable(text: str) -> str:
@@ -205,50 +261,8 @@ def _printable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _info(args: argparse.Namespace) -> int:
-    import platform
-
-    import torch
-
-    from vlm.decoding.presets import PRESETS
-    from vlm.version import VERSION
-
-    details = {
-        "version": VERSION, "python": platform.python_version(), "torch": torch.__version__, "threads": args.threads or torch.get_num_threads(),
-        "presets": list(PRESETS), "model": _published(args.model) if _is_published(args.model) else load_model(args).info(),
-    }  # fmt: skip
-    if args.json:
-        print(json.dumps(details, indent=2))
-        return 0
-    for key, value in details.items():
-        for line in _lines(key, value):
-            print(line)
-    return 0
-
-
 def _is_published(model: str | None) -> bool:
     """Whether a name means a checkpoint of another kind than pocket."""
     from vlm.checkpoint import is_pocket
 
     return model is not None and not is_pocket(model)
-
-
-def _published(model: str) -> dict[str, Any]:
-    """What the headers of a published checkpoint say; no weight is read."""
-    from vlm.checkpoints.hub import find_folder
-    from vlm.checkpoints.load import inspect
-
-    folder = find_folder(model)
-    found = inspect(folder)
-    sizes = [math.prod(shape) for shape in found.shards.shapes.values()]
-    return {
-        "name": folder.name, "family": found.family.name, "tensors": len(sizes), "parameters": sum(sizes), "fits": found.diff.fits,
-        "missing": list(found.diff.missing), "lacking": list(found.diff.lacking),
-        "unexpected": list(found.diff.unexpected), "mismatched": list(found.diff.mismatched),
-    }  # fmt: skip
-
-
-def _lines(key: str, value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [line for k, v in value.items() for line in _lines(f"{key}.{k}", v)]
-    return [f"{key:<28} {', '.join(map(str, value)) if isinstance(value, list) else value}"]

@@ -41,8 +41,11 @@ def ragged_attention(
     """Same contract as :func:`ragged_attention_reference`, by the fastest way on the device.
 
     On CPU the rows are run one after the other with a backward pass of our own, which keeps only the probabilities and
-    adds the gradients of shared past entries in place. Elsewhere the rows are padded into one fused call.
+    adds the gradients of shared past entries in place. In bf16 without gradients each row is one fused call: matrix products
+    there would compile, and keep, a kernel for the lengths of every row. Elsewhere the rows are padded into one fused call.
     """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        return _fused_by_row(q, k, v, spans, past)
     if q.device.type == "cpu":
         return _ByRow.apply(q, k, v, *(past or (None, None)), tuple(spans))  # type: ignore[no-untyped-call]
     return _padded(q, k, v, spans, past)
@@ -52,6 +55,16 @@ def _joined(own: Tensor, past: Tensor | None, span: tuple[int, int], old: tuple[
     """[H, past + own, Dh] keys or values of one row."""
     here = own[:, span[0] : span[1]]
     return here if past is None or old[0] == old[1] else torch.cat((past[:, old[0] : old[1]], here), dim=1)
+
+
+def _fused_by_row(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], past: tuple[Tensor, Tensor] | None) -> Tensor:
+    """One fused call per row."""
+    past_k, past_v = past or (None, None)
+    out = torch.empty_like(q)
+    for (q0, q1), own, old in spans:
+        keys, values = _joined(k, past_k, own, old), _joined(v, past_v, own, old)
+        out[:, q0:q1] = F.scaled_dot_product_attention(q[None, :, q0:q1], keys[None], values[None])[0]
+    return out
 
 
 class _ByRow(torch.autograd.Function):

@@ -28,8 +28,8 @@ MAX_PIXELS = 89_478_485
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})
 #: Start of a file -> what it is, and what to do with it.
 _MAGIC = (
-    (b"%PDF", "a PDF document", "convert its pages to images first"),
-    (b"PK\x03\x04", "a zip archive or office document", "unpack or convert it first"),
+    (b"%PDF", "a PDF document", "open it with vision.documents, or give it to the command line, which takes every page"),
+    (b"PK\x03\x04", "a zip archive or office document", "unpack or convert it first (the command line opens .zip and .tar by itself)"),
     (b"<svg", "an SVG drawing, which is not decoded", "draw it to PNG first"),
     (b"<?xml", "an XML document (an SVG drawing perhaps), which is not decoded", "draw it to PNG first"),
     (b"version https://git-lfs", "a Git LFS pointer, not the picture itself", "fetch the file with git lfs pull"),
@@ -75,7 +75,7 @@ def load_image(src: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = Non
         return src
     if isinstance(src, Image.Image):
         label = str(name or getattr(src, "filename", "") or "image")
-        return _finish(src, label, max_pixels, first=False)
+        return finish(src, label, max_pixels)
     if isinstance(src, np.ndarray):
         return LoadedImage(_from_array(src, name or "array", max_pixels), name or "array")
     if isinstance(src, (bytes, bytearray, memoryview)):
@@ -106,7 +106,17 @@ def _from_path(src: str | os.PathLike[str], name: str | None, max_pixels: int) -
 
 
 def _decode(stream: IO[bytes], source: str, max_pixels: int) -> LoadedImage:
-    """Recognise the format by content and decode it."""
+    """Recognise the format by content and decode the first picture."""
+    with open_picture(stream, source) as picture:
+        return finish(picture, source, max_pixels, first=True)
+
+
+def open_picture(stream: IO[bytes], source: str) -> Image.Image:
+    """A picture whose format was recognised by content and whose header was read; nothing is decoded yet.
+
+    Raises:
+        ImageError: as of :func:`load_image`.
+    """
     head = stream.read(64)
     stream.seek(0)
     if not head:
@@ -114,14 +124,19 @@ def _decode(stream: IO[bytes], source: str, max_pixels: int) -> LoadedImage:
     for magic, what, remedy in _MAGIC:
         if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(magic.lower()):
             raise ImageFormatError(f"is {what}", source=source, remedy=remedy)
+    formats: tuple[str, ...] = FORMATS
     if head[4:8] == b"ftyp":
-        what = "a HEIF or AVIF picture, whose decoder is not part of this version" if head[8:12] in _HEIF else "a video or another ISO media file"
-        raise ImageFormatError(f"is {what}", source=source, remedy="convert it to JPEG or PNG")
+        if head[8:12] not in _HEIF:
+            raise ImageFormatError("is a video or another ISO media file", source=source, remedy="convert it to JPEG or PNG")
+        if not _heif_plugin():
+            remedy = "install the extra heif (pip install 'diffusion-vlm[heif]'), or convert it to JPEG or PNG"
+            raise ImageFormatError("is a HEIF or AVIF picture, whose decoder is an optional plugin", source=source, remedy=remedy)
+        formats = ("HEIF",)
     try:
         # of odd tags, and of many pixels (our own limit follows); the filters are global, hence the lock
         with _FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(stream, formats=FORMATS)
+            return Image.open(stream, formats=formats)
     except UnidentifiedImageError:
         raise ImageFormatError(
             f"is not an image in one of the formats {', '.join(FORMATS)}, or its header is damaged", source=source, remedy="convert it to PNG or JPEG"
@@ -130,22 +145,44 @@ def _decode(stream: IO[bytes], source: str, max_pixels: int) -> LoadedImage:
         raise _too_large(error, source) from error
     except Exception as error:  # decoders of hostile bytes fail in every way there is
         raise ImageTruncatedError(f"is damaged or cut off ({_short(error)})", source=source, remedy=_AGAIN) from error
-    with picture:
-        return _finish(picture, source, max_pixels, first=True)
 
 
-def _finish(picture: Image.Image, source: str, max_pixels: int, first: bool) -> LoadedImage:
+def _heif_plugin() -> bool:
+    """Teach Pillow HEIF if pillow-heif is installed. It is used only where a format list names it, so nothing else changes."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def frames_of(picture: Image.Image) -> int:
+    """Pictures in an opened file. The further ones of a camera's multi-picture JPEG or HEIF are previews and depth maps, no pages."""
+    return 1 if picture.format in ("MPO", "HEIF") else int(getattr(picture, "n_frames", 1))
+
+
+def finish(picture: Image.Image, source: str, max_pixels: int, *, first: bool = False, page: int | None = None) -> LoadedImage:
     """Limit, decode, turn upright and convert.
 
     Args:
-        picture: opened, not yet decoded. first: take the first frame (a file), else the current one (a caller's image).
+        picture: opened, not yet decoded.
+        first: take the first frame (a file), else the current one (a caller's image).
+        page: take this frame, counted from 0; the caller knows that there are others.
+
+    Raises:
+        ImageTooLargeError, ImageTruncatedError, ImageFormatError.
     """
+    if page is not None:
+        try:
+            picture.seek(page)
+        except Exception as error:  # as below
+            raise ImageTruncatedError(f"page {page + 1} is damaged or missing ({_short(error)})", source=source, remedy=_AGAIN) from error
     width, height = picture.size
     check_size(width, height, max_pixels, source)
     notes: list[str] = []
     try:
-        # the further pictures of a camera's multi-picture JPEG are previews and depth maps, not pages
-        frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
+        frames = frames_of(picture)
         if first and frames > 1:
             picture.seek(0)
         picture.load()
@@ -159,7 +196,7 @@ def _finish(picture: Image.Image, source: str, max_pixels: int, first: bool) -> 
         raise ImageTruncatedError(f"is damaged or cut off ({_short(error)})", source=source, remedy=_AGAIN) from error
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         notes.append("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so a file that is cut off would go unnoticed")
-    if frames > 1:
+    if frames > 1 and page is None:
         notes.append(f"has {frames} frames or pages; only {'the first' if first else 'the current one'} was used")
     return LoadedImage(rgb, source, frames, tuple(notes))
 

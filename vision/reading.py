@@ -47,6 +47,9 @@ class Reading:
     size: tuple[int, int]
     scale: float
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
 
 @dataclass
 class _Look:

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     )
     from vlm.model import DiffusionVLM, Partial
     from vlm.processor.messages import ImagePart, Message, TextPart, user
+    from vlm.registration import register_transformers
     from vlm.results import FieldInfo, Item, Line, Result, Usage
 
 _HOME = {
     "vlm.model": "DiffusionVLM Partial",
     "vlm.results": "FieldInfo Item Line Result Usage",
     "vlm.processor.messages": "ImagePart Message TextPart user",
+    "vlm.registration": "register_transformers",
     "vision.loading": "LoadedImage load_image",
     "vlm.errors": (
         "CheckpointError ConfigError ContextLengthError DecodingError EnvironmentConflictError ImageError ImageFormatError "
@@ -73,6 +75,7 @@ __all__ = [
     "VLMError",
     "__version__",
     "load_image",
+    "register_transformers",
     "user",
 ]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from vlm.checkpoints.keymap import Part, Weight, compare
 from vlm.checkpoints.load import check, fill, on_meta, read_json
@@ -37,7 +39,7 @@ def is_pocket(path: str | Path) -> bool:
     folder = Path(path)
     try:
         data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return folder.is_dir()
     return not isinstance(data, dict) or data.get("model_type", "pocket") == "pocket"
 
@@ -85,3 +87,22 @@ def _check_vocabulary(tokenizer: Tokenizer, config: PocketConfig, folder: Path) 
     if wrong or tokenizer.vocab_size > backbone.vocab_size:
         what = f"{wrong[0]} is another id" if wrong else f"{tokenizer.vocab_size} tokens for {backbone.vocab_size} embeddings"
         raise CheckpointError(f"does not fit config.json ({what})", source=str(folder / "tokenizer.json"), remedy="use the files of one checkpoint")
+
+
+#: Values of one tensor that a fingerprint looks at: all of small ones, this many, evenly spaced, of larger ones.
+SAMPLED = 1 << 16
+
+
+@torch.inference_mode()
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits that two models share when their weights, rounded to bf16, have the same names, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().reshape(-1)
+        if len(values) > SAMPLED:
+            values = values[torch.linspace(0, len(values) - 1, SAMPLED, dtype=torch.float64).long().to(values.device)]
+        if values.is_floating_point():
+            values = values.to(torch.bfloat16).view(torch.int16)
+        found.update(values.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -61,9 +61,10 @@ class Engine(Protocol):
 
     Attributes:
         tokenizer: of the model. symbols: its mask, padding and null ids. stop_ids: control tokens that end an answer.
-        default_preset: name of the decoding method when none is asked for.
+        default_preset: name of the decoding method when none is asked for. model: the module that holds the weights.
     """
 
+    model: Any
     tokenizer: Tokenizer
     symbols: Symbols
     stop_ids: tuple[int, ...]
@@ -90,7 +91,7 @@ class Engine(Protocol):
         ...
 
     def see(self, image: Any) -> Any:
-        """Encode an RGB PIL image that is alone in its prompt."""
+        """Encode an RGB PIL image that is alone in its prompt; the length of what comes is that of its part of the prompt."""
         ...
 
     def see_all(self, images: Sequence[Any]) -> list[Any]:
@@ -118,6 +119,12 @@ def seed_of(options: dict[str, Any]) -> int:
     if not isinstance(seed, int):
         raise OptionError(f"seed is {seed!r}", remedy="use an integer")
     return seed
+
+
+def check_masks(recipe: Recipe, model: str) -> None:
+    """OptionError for a method that works on another kind of noise than masks."""
+    if recipe.driver is not None:
+        raise OptionError(f"{model} fills masks, and this preset works on uniform noise", remedy="use another preset")
 
 
 @dataclass(frozen=True)
@@ -246,7 +253,9 @@ class PocketEngine:
         name = options.pop("preset", None) or DEFAULT
         if name == "dimple":
             options.setdefault("gamma", 0.7)
-        return Plan(preset(name, **options), seed)
+        recipe = preset(name, **options)
+        check_masks(recipe, "pocket")
+        return Plan(recipe, seed)
 
     def banned(self, plan: Plan, scaffold: Scaffold | None) -> tuple[int, ...]:
         """All control tokens but those that end a text, or stand in a slot; and the recipe's own."""

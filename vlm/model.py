@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vision.loading import load_image
 from vision.reader import ReaderConfig
 from vision.reading import Reading
 from vision.tokens import THING, text_of
+from vlm.batching import Batches, Seen, charged
 from vlm.calibration import Calibration
-from vlm.checkpoint import POCKET, is_pocket, load_pocket
+from vlm.checkpoint import POCKET, fingerprint, is_pocket, load_pocket
 from vlm.decoding.canvas import MASK, Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.loop import Frame, decode
 from vlm.decoding.stops import EndOfText, Never
 from vlm.decoding.windows import FullWindow
 from vlm.engine import Engine, Plan, PocketEngine, user_turn
-from vlm.errors import ContextLengthError, DecodingError, ImageError, OptionError, PromptError, VLMError
+from vlm.errors import OptionError, PromptError
 from vlm.grounding.actions import action_schema
 from vlm.grounding.answers import POINTING_SCHEMA, REQUEST, pointed, written
 from vlm.processor.messages import Messages
@@ -31,24 +33,13 @@ from vlm.structure.fill import Filled, fill
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
 
+if TYPE_CHECKING:
+    from vlm.checkpoints.placement import DeviceMap
+
 Images = Any
 
 #: Question behind ``caption``.
 CAPTION = "Describe the image."
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A picture that was read: its place among the inputs, what was found, and the milliseconds that took.
-
-    The picture itself is not kept: a batch of large pages must not pile up in memory.
-    """
-
-    index: int
-    source: str
-    warnings: tuple[str, ...]
-    reading: Any
-    ms: float
 
 
 @dataclass
@@ -63,8 +54,9 @@ class Partial:
 class DiffusionVLM:
     """A diffusion vision-language model with everything it needs.
 
-    Use :meth:`from_pretrained`. Every task takes one image or a list (path, bytes, PIL image or array); a list in gives
-    a list of results out, computed as batches.
+    Use :meth:`from_pretrained`. Every task takes one image (path, bytes, PIL image or array), a list or an iterator. A list
+    in gives a list of results out, computed as batches; an iterator in gives an iterator of results, in the same order and
+    in bounded memory, that takes images as it needs them.
     """
 
     def __init__(self, engine: Engine, name: str = "pocket", batch_size: int = 8) -> None:
@@ -77,8 +69,10 @@ class DiffusionVLM:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None
-    ) -> DiffusionVLM:
+        cls, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None, variant: str | None = None,
+        tower: str | Path | None = None, device_map: DeviceMap | None = None, max_memory: Mapping[int | str, int | str] | None = None,
+        offload_folder: str | Path | None = None,
+    ) -> DiffusionVLM:  # fmt: skip
         """Load a model.
 
         Args:
@@ -88,6 +82,8 @@ class DiffusionVLM:
                 (its matrices run in bf16 where that is faster), others 'float32', 'bfloat16', 'float16', by default as stored.
             variant: of checkpoints whose config.json cannot tell it (see the family's page), by default read off the name.
             tower: folder of the base vision tower, for published checkpoints without one or with one of unknown sizes.
+            device_map: 'auto', or devices by module name: spreads the blocks of a published model over GPUs, host memory and
+                disk (:func:`vlm.checkpoints.placement.place`; needs accelerate). max_memory, offload_folder: for it.
 
         Raises:
             CheckpointError: missing or damaged files, wrong shapes. OptionError: unknown device, dtype or variant.
@@ -95,13 +91,14 @@ class DiffusionVLM:
         if path is not None and not is_pocket(path):
             from vlm.published import PublishedEngine
 
-            return cls(PublishedEngine.open(path, device=device, dtype=dtype, variant=variant, tower=tower), Path(path).name)
+            placement = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder}
+            return cls(PublishedEngine.open(path, device=device, dtype=dtype, variant=variant, tower=tower, **placement), Path(path).name)
         if device not in (None, "cpu"):
             raise OptionError(f"device {device!r} is not supported by pocket yet", remedy="use 'cpu'")
         if dtype not in (None, "float32"):
             raise OptionError(f"dtype {dtype!r} is not supported by pocket", remedy="use 'float32'")
-        if variant is not None or tower is not None:
-            raise OptionError("pocket has neither variants nor another tower", remedy="leave variant and tower out")
+        if variant is not None or tower is not None or device_map is not None:
+            raise OptionError("pocket has neither variants nor another tower, and fits on one device", remedy="leave variant, tower and device_map out")
         model, tokenizer, name = load_pocket(path)
         found = cls(PocketEngine(model, tokenizer), name)
         found.calibration = Calibration.load(POCKET if path is None else Path(path))
@@ -130,7 +127,7 @@ class DiffusionVLM:
             schema: JSON schema (dict or JSON text), a short template, a dataclass, TypedDict or Pydantic model.
             lenient: leave out keywords that cannot be guaranteed; the result's warnings name them as not checked.
             growth: cells by which texts that fill their slot are given more room, again and again; 0 for none.
-            on_error: 'row' turns a bad image into a Result with status 'error' (default for lists); 'raise'.
+            on_error: 'row' turns a bad image into a Result with status 'error' (default for lists and iterators); 'raise'.
 
         Raises:
             SchemaError: with the JSON pointer of the culprit.
@@ -258,9 +255,14 @@ class DiffusionVLM:
     def _stream(self, denoiser: Denoiser, cells: int, plan: Plan, ms: float, warnings: tuple[str, ...]) -> Iterator[Partial]:
         for part in self._free(denoiser, 1, cells, plan):
             if part.result is not None:
-                result = _charged(part.result[0], ms)
+                result = charged(part.result[0], ms)
                 part = replace(part, result=[replace(result, warnings=(*warnings, *result.warnings))])
             yield part
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the weights are known by: 16 hex digits, the same wherever they are loaded in whatever precision."""
+        return fingerprint(self.engine.model)
 
     def info(self) -> dict[str, Any]:
         """Name, sizes and limits of the model."""
@@ -278,49 +280,22 @@ class DiffusionVLM:
             raise OptionError(f"{self.name} cannot {task}: it has no reading tower and does not point", remedy="use ask or extract, or the model pocket")
         return self.engine
 
-    def _over(self, images: Images, run: Callable[[list[Reading]], list[Result]], on_error: str | None) -> Any:
+    def _over(self, images: Images, run: Callable[[list[Any]], list[Result]], on_error: str | None) -> Any:
         """Load, read and run in batches; bad images become rows or raise."""
-        many = isinstance(images, (list, tuple))
         if on_error not in (None, "row", "raise"):
             raise OptionError(f"on_error is {on_error!r}", remedy="use 'row' or 'raise'")
-        as_row = on_error == "row" or (on_error is None and many)
-        rows: list[Result | None] = [None] * (len(images) if many else 1)
-        waiting: list[_Seen] = []
-        for i, image in enumerate(images if many else [images]):
-            try:
-                waiting.append(self._look(i, image))
-            except VLMError as error:
-                if not as_row:
-                    raise
-                rows[i] = failed(error, "load", image)
-            if len(waiting) >= self.batch_size:
-                self._flush(waiting, run, rows, as_row)
-                waiting = []
-        self._flush(waiting, run, rows, as_row)
-        return rows if many else rows[0]
+        many = isinstance(images, (list, tuple, Iterator))
+        batches = Batches(self._look, run, self.batch_size, as_rows=on_error == "row" or (on_error is None and many))
+        if isinstance(images, Iterator):
+            return batches(images)
+        results = list(batches(images if many else [images]))
+        return results if many else results[0]
 
-    def _look(self, index: int, image: Any) -> _Seen:
+    def _look(self, index: int, image: Any) -> Seen:
         start = time.perf_counter()
         loaded = load_image(image)
         reading = self.engine.see(loaded.rgb)
-        return _Seen(index, loaded.source, loaded.warnings, reading, (time.perf_counter() - start) * 1000)
-
-    def _flush(self, waiting: list[_Seen], run: Callable[[list[Reading]], list[Result]], rows: list[Result | None], as_row: bool) -> None:
-        """Run what waits; when an image breaks its batch and rows are wanted, run each alone."""
-        if not waiting:
-            return
-        try:
-            results = run([seen.reading for seen in waiting])
-        except (ContextLengthError, DecodingError, ImageError) as error:  # the rest is wrong with the request, not with an image
-            if not as_row:
-                raise
-            if len(waiting) > 1:
-                for seen in waiting:
-                    self._flush([seen], run, rows, as_row)
-                return
-            results = [failed(error, "decode", waiting[0].source)]
-        for seen, result in zip(waiting, results, strict=True):
-            rows[seen.index] = replace(_charged(result, seen.ms), source=seen.source, warnings=(*seen.warnings, *result.warnings))
+        return Seen(index, loaded.source, loaded.warnings, reading, (time.perf_counter() - start) * 1000)
 
     def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
         plan = self.engine.plan(decoding)
@@ -333,7 +308,7 @@ class DiffusionVLM:
             results: list[Result] = []
             for part in self._free(denoiser, len(readings), cells, plan):
                 results = part.result or results
-            return [_charged(result, share) for result in results]
+            return [charged(result, share) for result in results]
 
         return self._over(images, run, on_error)
 
@@ -431,14 +406,3 @@ def _check_words(words: Any, what: str) -> None:
 def _check_cells(cells: Any) -> None:
     if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
         raise OptionError(f"max_new_tokens is {cells!r}", remedy="use an integer of 1 or more")
-
-
-def _charged(result: Result, ms: float) -> Result:
-    """The same result with `ms` added to its cost."""
-    return replace(result, usage=replace(result.usage, ms=result.usage.ms + ms))
-
-
-def failed(error: VLMError, stage: str, image: Any) -> Result:
-    """The row of an image that could not be used."""
-    source = getattr(error, "source", "") or (str(image) if isinstance(image, (str, Path)) else type(image).__name__)
-    return Result(status="error", error={"type": type(error).__name__, "message": str(error), "stage": stage}, source=source)

@@ -17,7 +17,7 @@ from vlm.decoding.blocks import BlockDenoiser
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
 from vlm.decoding.denoiser import BackboneDenoiser, GuidedDenoiser
-from vlm.engine import Locator, Plan, seed_of
+from vlm.engine import Locator, Plan, check_masks, seed_of
 from vlm.errors import OptionError, PromptError
 from vlm.families.family import Family, Picture
 from vlm.processor.messages import Messages
@@ -49,13 +49,15 @@ class PublishedEngine:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None
-    ) -> PublishedEngine:
+        cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, variant: str | None = None, tower: str | Path | None = None,
+        **placement: Any,
+    ) -> PublishedEngine:  # fmt: skip
         """Load a checkpoint.
 
         Args:
             path: a folder, or the id of a Hub repository. device, dtype: None is the CPU, and the stored dtype.
             variant: one of the family's; None reads it off the end of the name. tower: folder of the base vision tower.
+            placement: ``device_map``, ``max_memory``, ``offload_folder`` of :func:`vlm.checkpoints.placement.place`.
 
         Raises:
             CheckpointError, OptionError.
@@ -63,15 +65,16 @@ class PublishedEngine:
         if dtype is not None and dtype not in DTYPES:
             raise OptionError(f"dtype {dtype!r} is not supported", remedy=f"use one of {', '.join(DTYPES)}")
         try:
-            where = torch.device(device or "cpu")
+            where = None if device is None else torch.device(device)
         except RuntimeError as error:
             raise OptionError(f"there is no device {device!r}", remedy="use 'cpu' or 'cuda'") from error
         folder = find_folder(path)
         overrides = variant_overrides(folder, str(path), variant)
         if tower is not None:
             overrides["mm_vision_tower"] = str(find_folder(tower, "the base vision tower").resolve())
-        loaded = load(folder, dtype=DTYPES[dtype] if dtype else None, device=where, overrides=overrides)
-        return cls(loaded, Tokenizer.from_file(folder))
+        tokenizer = Tokenizer.from_file(folder)  # first: a damaged one is found before gigabytes are read
+        loaded = load(folder, dtype=DTYPES[dtype] if dtype else None, device=where, overrides=overrides, **placement)
+        return engine_of(loaded, tokenizer)
 
     def plan(self, decoding: Mapping[str, Any]) -> Plan:
         """A preset of the family or of the library; besides its options ``prefix_cache`` and ``guidance`` count."""
@@ -82,10 +85,12 @@ class PublishedEngine:
         if not isinstance(guidance, int | float) or guidance < 0:
             raise OptionError(f"guidance is {guidance!r}", remedy="use 0 (none) or a positive number")
         recipe = self.family.recipe(self.tokenizer, self.config.logit_size, options.pop("preset", None), restrict=False, **options)
+        check_masks(recipe, self.family.name)
         plan = Plan(recipe, seed, cache, float(guidance), recipe.reference_quirks)
         if self.loaded.config.blocks is not None and (cache is False or guidance):
             raise OptionError(f"{self.family.name} works in blocks, always behind their exact cache", remedy="leave prefix_cache and guidance out")
-        return plan if self._cached(plan) else replace(plan, recipe=recipe.with_parts(first_cell=False))
+        early = self._cached(plan) or self.loaded.config.blocks is not None
+        return plan if early else replace(plan, recipe=recipe.with_parts(first_cell=False))
 
     def _cached(self, plan: Plan) -> bool:
         return self.family.attention == "prefix" if plan.prefix_cache is None else plan.prefix_cache
@@ -108,7 +113,7 @@ class PublishedEngine:
 
     def extraction(self, scaffold: Scaffold) -> str:
         """The shape of the JSON that is wanted, in words."""
-        return f"Read the image and answer with one JSON object of this form, null for what it does not show:\n{outline(scaffold)}"
+        return outline_request(scaffold)
 
     @torch.inference_mode()
     def see_all(self, images: Sequence[Any]) -> list[Picture]:
@@ -208,6 +213,15 @@ class PublishedEngine:
         }  # fmt: skip
 
 
+def engine_of(loaded: Loaded, tokenizer: Tokenizer) -> PublishedEngine:
+    """The engine for a loaded checkpoint, by what its family's training corrupts text with."""
+    if loaded.family.corruption == "uniform":
+        from vlm.gemma import GemmaEngine
+
+        return GemmaEngine(loaded, tokenizer)
+    return PublishedEngine(loaded, tokenizer)
+
+
 def variant_overrides(folder: Path, name: str, variant: str | None) -> dict[str, Any]:
     """Keys that a variant lays over config.json; without a name the end of the checkpoint's name is looked at.
 
@@ -224,6 +238,11 @@ def variant_overrides(folder: Path, name: str, variant: str | None) -> dict[str,
     elif variant not in family.variants:
         raise OptionError(f"{family.name} has no variant {variant!r}", remedy=f"known: {', '.join(family.variants) or 'none'}")
     return dict(family.variants[variant]) if variant else {}
+
+
+def outline_request(scaffold: Scaffold) -> str:
+    """What a user says who wants a scaffold filled from a picture."""
+    return f"Read the image and answer with one JSON object of this form, null for what it does not show:\n{outline(scaffold)}"
 
 
 def outline(scaffold: Scaffold) -> str:

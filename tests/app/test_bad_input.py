@@ -21,7 +21,7 @@ BAD_FILES = {
     "text.png": (lambda path: path.write_text("just words"), "ImageFormatError"),
     "cut.jpg": (truncated, "ImageTruncatedError"),
     "bomb.png": (lambda path: Image.new("1", (20000, 20000)).save(path), "ImageTooLargeError"),
-    "pages.pdf": (lambda path: path.write_bytes(b"%PDF-1.7 ..."), "ImageFormatError"),
+    "pages.pdf": (lambda path: path.write_bytes(b"%PDF-1.7 ..."), "ImageTruncatedError"),
 }
 
 
@@ -70,12 +70,13 @@ def test_odd_sizes_are_read(vlm, tmp_path, size):
         assert code == 0, err
 
 
-def test_many_pages_warn(vlm, tmp_path):
+def test_every_page_has_its_row(vlm, tmp_path):
     pages = [Image.new("RGB", (60, 40), (i, i, i)) for i in range(40)]
     pages[0].save(tmp_path / "many.tiff", save_all=True, append_images=pages[1:])
     code, out, err = vlm("read", tmp_path / "many.tiff", "--json")
-    assert code == 0 and "40 frames or pages; only the first was used" in err
-    assert json.loads(out)["warnings"] == ["has 40 frames or pages; only the first was used"]
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [(r["page"], r["n_pages"]) for r in rows] == [(i, 40) for i in range(1, 41)] and len({r["id"] for r in rows}) == 40
+    assert "40 pages in, 40 rows: 40 ok" in err
 
 
 BAD_REQUESTS = {
@@ -134,7 +135,7 @@ def test_prompt_longer_than_the_context(vlm, picture):
     [
         (["caption", "--bogus", "a.png"], "vlm caption: error: unknown option --bogus"),
         (["caption", "--jsn", "a.png"], "did you mean --json?"),
-        (["caption"], "IMAGE"),
+        (["caption"], "INPUT"),
         (["extract", "a.png"], "--schema"),
         (["paint", "a.png"], "invalid choice: 'paint'"),
         (["caption", "--max-new-tokens", "many", "a.png"], "invalid int value: 'many'"),
@@ -160,15 +161,22 @@ def test_checkpoints_that_cannot_be_used(capsys, picture, tmp_path, monkeypatch)
 
 
 def test_robustness_pack(vlm, robustness):
-    """Rows and statuses of the pack's manifest; PDF pages, HEIF and further TIFF pages are not read in this version."""
+    """Rows and statuses of the pack's manifest, PDF pages and HEIF among them."""
+    pytest.importorskip("pypdfium2")
+    pytest.importorskip("pillow_heif")
     expected = {}
     for line in (robustness / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        expected[str(robustness / row["file"])] = ["error"] if "needs" in row else row["expect"]["status"]
+        expected[str(robustness / row["file"])] = row["expect"]
     big = next(name for name in expected if name.endswith("one_colour_9000.png"))  # its 81 million pixels take seconds
     del expected[big]
     code, out, _ = vlm("extract", *expected, "--schema", '{"text": "string"}', "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 3
-    assert [row["source"] for row in rows] == list(expected)
-    assert [row["source"] for row in rows if row["status"] not in [*expected[row["source"]], "forced" if "ok" in expected[row["source"]] else ""]] == []
+    assert list(dict.fromkeys(row["source"] for row in rows)) == list(expected)
+    for name, expect in expected.items():
+        own = [row for row in rows if row["source"] == name]
+        assert len(own) in expect["rows"] and {row["n_pages"] for row in own} <= {len(own), None}, name
+        assert {row["status"] for row in own} <= {*expect["status"], *(["forced"] if "ok" in expect["status"] else [])}, name
+    protected = next(name for name in expected if name.endswith("password.pdf"))
+    assert vlm("read", protected, "--password", "secret-a", "--json")[1].count("\n") == 2

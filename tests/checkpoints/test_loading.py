@@ -253,10 +253,46 @@ def test_peak_memory_is_the_model_and_one_tensor(tmp_path: Path) -> None:
     folder = tiny.write(tmp_path, "dream", config=config, state=state, shards=2)
     size = Shards.open(folder).nbytes
     code = (
-        "import sys; from vlm.checkpoints.load import inspect, load\n"
+        "import sys; from vlm.checkpoints.load import inspect, load, on_meta\n"
         "def peak(): return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
-        "inspect(sys.argv[1]); before = peak(); model = load(sys.argv[1]); print(peak() - before)"
+        "found = inspect(sys.argv[1]); on_meta(lambda: found.family.build(found.config)); before = peak()\n"
+        "model = load(sys.argv[1], mapped=sys.argv[2] == 'mapped').model; returned = peak() - before\n"
+        "total = sum(float(p.sum()) for p in model.parameters()); print(returned, peak() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     largest = max(s.nbytes for s in Shards.open(folder).tensors.values())
-    assert size - 16e6 < int(done.stdout) < size + largest + 16e6
+    for how in ("mapped", "read"):
+        done = subprocess.run([sys.executable, "-c", code, str(folder), how], capture_output=True, text=True, check=True)
+        returned, used = map(int, done.stdout.split())
+        assert size - 16e6 < used < size + largest + 16e6
+        assert (returned < 0.7 * size) == (how == "mapped")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_may_be_views_of_their_file(tmp_path: Path, name: str) -> None:
+    folder = tiny.write(tmp_path / "model", name, shards=3)
+    views, copies = load(folder).model, load(folder, mapped=False).model
+    assert all(torch.equal(a, b) for a, b in zip(views.state_dict().values(), copies.state_dict().values(), strict=True))
+    before = [p.read_bytes() for p in sorted(folder.glob("*.safetensors"))]
+    with torch.no_grad():
+        for parameter in views.parameters():
+            parameter.add_(1)  # to memory of this process alone
+    assert [p.read_bytes() for p in sorted(folder.glob("*.safetensors"))] == before
+
+
+def test_written_over_its_own_files(tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path / "model", "llada")
+    loaded = load(folder)
+    wanted = {key: tensor.clone() + 1 for key, tensor in loaded.model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.add_(1)
+    save_published(loaded.model, loaded.family, loaded.config, folder)
+    for model in (loaded.model, load(folder).model):
+        assert all(torch.equal(tensor, wanted[key]) for key, tensor in model.state_dict().items())
+
+
+def test_rows_cut_off_a_view(tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path, "dream")
+    state = tiny.tensors("dream")
+    cut = load(folder, vocab_rows=13, head_rows=11).model.backbone
+    assert torch.equal(cut.token_embed.weight, state[EMBED][:13]) and torch.equal(cut.head.weight, state[HEAD][:11])

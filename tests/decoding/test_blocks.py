@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from vlm.decoding.canvas import Canvas
 from vlm.decoding.loop import run
 from vlm.decoding.presets import preset
 from vlm.decoding.stops import EndOfBlock
+from vlm.decoding.windows import AlignedBlocks, BlockWindow
 from vlm.errors import OptionError
 from vlm.training.block_diffusion import doubled_rule, prefix_rule, stratified_levels
 from vlm.training.losses import context_weights
@@ -92,10 +95,104 @@ def test_the_published_stop_leaves_masks_behind_the_block(backbone: DiffusionBac
     assert ended.masked[0].tolist() == [False] * 4 + [True] * 8
 
 
-@pytest.mark.parametrize("options", [{"length": 0}, {"length": 4, "tail": "anywhere"}])
+@pytest.mark.parametrize("options", [{"length": 0}, {"length": 4, "tail": "anywhere"}, {"length": 4, "finished": "never"}, {"length": 4, "finished": "token"}])
 def test_bad_blocks_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         Blocks(**options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def shifted(backbone: DiffusionBackbone) -> DiffusionBackbone:
+    """The same weights, whose logits speak of the next token."""
+    other = DiffusionBackbone(replace(backbone.config, logit_shift=1)).eval()
+    other.load_state_dict(backbone.state_dict())
+    return other
+
+
+RULES = pytest.mark.parametrize("blocks", [Blocks(4), Blocks(4, "fresh"), Blocks(4, "fresh", "token")], ids=["shared", "fresh", "token"])
+
+
+def one_pass(backbone: DiffusionBackbone, prompt: Tensor, ids: Tensor, blocks: Blocks, number: int) -> Tensor:
+    """Logits [L, V] of canvas cells behind one prompt [P, D] in one pass, block `number` of the answer under work; each from the entry before."""
+    length, total = len(prompt), len(prompt) + len(ids)
+    seen = entry_blocks(torch.tensor([length]), len(ids), blocks)[0]
+    rule = seen.unsqueeze(1) >= seen
+    if blocks.finished == "token":
+        mine = torch.zeros(total, dtype=torch.bool)
+        mine[length:] = torch.arange(len(ids)) // blocks.length == number
+        rule = torch.ones(total, total, dtype=torch.bool).tril() | (mine.unsqueeze(1) & mine)
+    embeds = torch.cat((prompt, backbone.embed(ids))).unsqueeze(0)
+    with torch.no_grad():
+        hidden = backbone(embeds, torch.arange(total).unsqueeze(0), torch.ones(1, total, dtype=torch.bool), rule=rule.unsqueeze(0))
+        return backbone.logits(hidden)[0, length - 1 : total - 1]
+
+
+@RULES
+def test_shifted_blocks_speak_of_the_next_entry(shifted: DiffusionBackbone, blocks: Blocks) -> None:
+    inputs = inputs_of(shifted, LENGTHS)
+    denoiser = BlockDenoiser(shifted, inputs, blocks)
+    ids = torch.randint(0, 20, (3, 10), generator=torch.Generator().manual_seed(2))
+    canvas = Canvas.from_rows(ids.tolist(), mask_id=shifted.config.mask_token_id, pad_id=shifted.config.pad_token_id)
+    numbers = denoiser.window(preset("block-static", block_length=4).window).blocks(10)
+    for number in range(int(numbers.max()) + 1):
+        cells = numbers == number
+        known, sure = denoiser.ahead(canvas, cells)
+        theirs = torch.cat([
+            one_pass(shifted, inputs.embeds[i, : LENGTHS[i]], ids[i], blocks, number)[cells[i]] for i in range(3)
+        ])  # fmt: skip
+        torch.testing.assert_close(denoiser(canvas, cells).logits, theirs, rtol=1e-4, atol=1e-4)
+        first = cells & ~torch.cat((torch.zeros(3, 1, dtype=torch.bool), cells[:, :-1]), dim=1)
+        if number == 0 and blocks.tail == "shared":
+            first &= torch.tensor(LENGTHS).unsqueeze(1) % 4 == 0  # else the prompt's tail stands before it, in the same block
+        assert torch.equal(known, first)
+        torch.testing.assert_close(sure, theirs[first[cells]], rtol=1e-4, atol=1e-4)
+
+
+def published_loop(backbone: DiffusionBackbone, prompt: Tensor, cells: int, threshold: float, part: int) -> tuple[list[int], int]:
+    """Fast-dLLM v2's way without any cache: (tokens, forwards on blocks with masks), for blocks of 4 that a prompt may have begun."""
+    mask, tokens, forwards = backbone.config.mask_token_id, torch.full((cells,), backbone.config.mask_token_id), 0
+
+    def logits() -> Tensor:
+        found = one_pass(backbone, prompt, tokens, Blocks(4), 0)
+        found[:, mask] = -torch.inf
+        return found.softmax(dim=-1)
+
+    place = len(prompt) + torch.arange(cells)
+    for block in place.unique_consecutive(dim=0).floor_divide(4).unique().tolist():
+        mine = place // 4 == block
+        first = int(mine.int().argmax())
+        if int(place[first]) % 4 == 0:
+            tokens[first] = logits()[first].argmax()  # what stands before it is finished
+        for piece in (place[mine] // part).unique().tolist():
+            while bool((todo := (place // part == piece) & (tokens == mask)).any()):
+                chance, best = logits().max(dim=-1)
+                chance = chance.masked_fill(~todo, -1.0)
+                chosen = chance > threshold
+                chosen[chance.argmax()] = True
+                tokens[chosen] = best[chosen]
+                forwards += 1
+    return tokens.tolist(), forwards
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("part", [2, 4])
+def test_the_first_cell_of_a_block_is_free_and_parts_are_decoded_in_turn(shifted: DiffusionBackbone, threshold: float, part: int) -> None:
+    recipe = preset("block-dynamic", block_length=4, steps_per_block=4, part=part, threshold=threshold, first_cell=True)
+    inputs = inputs_of(shifted, LENGTHS)
+    together = run(BlockDenoiser(shifted, inputs, Blocks(4)), canvas_of(shifted, 3, 11), recipe)
+    for i, length in enumerate(LENGTHS):
+        tokens, forwards = published_loop(shifted, inputs.embeds[i, :length], 11, threshold, part)
+        assert together.ids[i].tolist() == tokens and int(together.step[i]) == forwards
+
+
+def test_parts_must_divide_their_blocks() -> None:
+    for part in (3, 0):
+        with pytest.raises(OptionError, match="part"):
+            preset("block-dynamic", block_length=4, part=part)
+    window = BlockWindow(4, 2)
+    canvas = Canvas.from_rows([[1, None, None, None, None, None]], mask_id=23, pad_id=22)
+    assert window.cells(canvas)[0].tolist() == [False, True, False, False, False, False] and int(window.number(canvas)) == 0
+    assert AlignedBlocks(4, (2,), 2).cells(canvas)[0].tolist() == [False, True, False, False, False, False]
 
 
 def test_training_rules_hide_the_answer_and_agree_with_decoding() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.parity.cases import root
 from vlm import DiffusionVLM
@@ -126,3 +127,23 @@ def test_pictures_of_diffusionvl_stand_on_lines_of_their_own() -> None:
     template, tokenizer = families()["diffusionvl"].template, Tokenizer.from_file(FOLDERS["diffusionvl"])
     prompt = template.build([Message("user", (TextPart("hello"), ImagePart("a.png"), ImagePart("b.png")))], tokenizer)
     assert "user\n<|image_pad|> <|image_pad|>\nhello<|im_end|>" in tokenizer.decode(prompt.lay_out([1, 1]).ids, specials=True)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("before", ["", "vision_tower.", "model.vision_tower.vision_tower."])
+def test_tower_and_merger_in_files_of_their_own(tmp_path: Path, before: str) -> None:
+    """DiffusionVL's converter writes vision_tower.safetensors and projector.safetensors."""
+    whole, tower, merger = load_file(FOLDERS["diffusionvl"] / "model.safetensors"), "model.vision_tower.vision_tower.", "model.mm_projector.merger."
+    shutil.copytree(FOLDERS["diffusionvl"], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors", "*.png"))
+    parts = {
+        "model": {k: v for k, v in whole.items() if not k.startswith((tower, merger))},
+        "vision_tower": {before + k.removeprefix(tower): v for k, v in whole.items() if k.startswith(tower)},
+        "projector": {("merger." if before else "") + k.removeprefix(merger): v for k, v in whole.items() if k.startswith(merger)},
+    }  # fmt: skip
+    for file, tensors in parts.items():
+        save_file(tensors, tmp_path / "model" / f"{file}.safetensors")
+    ours, theirs = load(tmp_path / "model").model.state_dict(), load(FOLDERS["diffusionvl"]).model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    (tmp_path / "model" / "projector.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="missing keys: model.mm_projector.merger"):
+        load(tmp_path / "model")

@@ -240,7 +240,7 @@ def test_seeds(model):
         (lambda m: m.caption(picture(), on_error="ignore"), OptionError, "on_error"),
         (lambda m: m.caption(picture(), max_new_tokens=2000), ContextLengthError, "1024"),
         (lambda m: m.extract(picture(), "no json"), SchemaError, "JSON"),
-        (lambda m: m.extract(picture(), {"type": "object", "properties": {"a": {"type": "string", "if": {}}}}), SchemaError, "/properties/a/if"),
+        (lambda m: m.extract(picture(), {"type": "object", "properties": {"a": {"type": "string", "not": {"const": "x"}}}}), SchemaError, "/properties/a/not"),
         (lambda m: m.stream([], max_new_tokens=4), PromptError, "empty"),
         (lambda m: m.stream("hello", max_new_tokens=4, nonsense=1), OptionError, "nonsense"),
         (lambda m: m.stream(user(ImagePart("none.png"))), ImageNotFoundError, "none.png"),

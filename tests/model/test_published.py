@@ -182,7 +182,7 @@ def test_a_damaged_or_unknown_tower(tmp_path, folders):
     folder = write_vlm(tmp_path / "partial", "llada-v")
     state = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in state.items() if k != f"{TOWER}embeddings.patch_embedding.bias"}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="1 of"):
+    with pytest.raises(CheckpointError, match=r"partial: 1 of \d+ keys"):
         DiffusionVLM.from_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "someone/tower"}))

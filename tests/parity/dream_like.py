@@ -14,7 +14,7 @@ from tests.parity.prompted import Heard, Prompts, behind, canvas_of, named
 from tests.parity.vision import expected
 from vlm.decoding.contracts import Noise
 from vlm.decoding.denoiser import BackboneDenoiser
-from vlm.decoding.loop import Recipe
+from vlm.decoding.loop import Recipe, decode
 from vlm.decoding.presets import preset
 
 
@@ -59,6 +59,25 @@ def noise(case: Case) -> Noise | None:
     return None
 
 
+def contradictions(case: Case, history: Tensor) -> list[int]:
+    """Steps in which the reference commits a cell that its own recorded logits call less probable than one it leaves open.
+
+    Only rows that are still as they were in the first step can be told so: their logits are those of the first step.
+    """
+    first, s = expected(case, "logits_step0"), case.settings()
+    if first is None or s["alg"] != "maskgit_plus" or s["temperature"] or len(history[0]) < 2:
+        return []
+    mask = case.fixture.model().config.backbone.mask_token_id
+    chance = torch.softmax(first[:, : history.shape[2]].double(), dim=-1).amax(dim=-1)
+    found = []
+    for i in range(1, len(history)):
+        for row, (before, after) in enumerate(zip(history[i - 1], history[i], strict=True)):
+            taken, left = (before == mask) & (after != mask), after == mask
+            if bool((before == mask).all()) and bool(taken.any()) and bool(left.any()) and chance[row][taken].min() < chance[row][left].max() - 1e-3:
+                found.append(i)
+    return found
+
+
 @dataclass(frozen=True)
 class Generations:
     """How the generations of such a family are run."""
@@ -82,6 +101,10 @@ class Generations:
             canvas = canvas_of(case, len(ours.layouts), length)
             canvas.ids = history[-1]
             heard(canvas, canvas.valid)
+        if len(history) == len(run.history) and not torch.equal(history, run.history) and (odd := contradictions(case, history)):
+            self._stepwise(case, checks, history, odd)
+            self._logits_after(case, checks, heard, ours, history)
+            return
         checks.equal("history", run.history, history)
         if (steps := expected(case, "steps_used")) is not None:
             checks.equal("steps", len(run.history), int(steps))
@@ -91,6 +114,28 @@ class Generations:
                 theirs = expected(case, name)
                 assert theirs is not None
                 checks.close(name, heard.seen[at], theirs[:, :length])  # row j speaks of canvas cell j
+
+    def _stepwise(self, case: Case, checks: Checks, history: Tensor, odd: list[int]) -> None:
+        """Every step on its own from the recorded canvas before it, but those in which the reference contradicts its own logits."""
+        length = case.data["max_new_tokens"]
+        ours = self.prompts.of(named(case.fixture, case.data["prompt"]))
+        canvas = canvas_of(case, len(ours.layouts), length)
+        denoiser = BackboneDenoiser.of(case.fixture.model().model.backbone, ours.inputs, "full")
+        for i, frame in enumerate(decode(denoiser, canvas, recipe(case, length), noise=noise(case))):
+            if i not in odd:
+                checks.equal(f"step {i}", frame.ids, history[i])
+            canvas.ids, canvas.masked = history[i].clone(), (history[i] == canvas.mask_id) & ~canvas.frozen
+        checks.equal(f"step {', '.join(map(str, odd))} left out: there the reference takes a cell less probable by its own logits than one it leaves", True, True)
+
+    def _logits_after(self, case: Case, checks: Checks, heard: Heard, ours: Any, history: Tensor) -> None:
+        """The recorded logits of the first and of the last step."""
+        canvas = canvas_of(case, len(ours.layouts), case.data["max_new_tokens"])
+        for name, before in (("logits_step0", canvas.ids.clone()), ("logits_last", history[-2])):
+            theirs = expected(case, name)
+            if theirs is not None:
+                canvas.ids = before
+                heard(canvas, canvas.valid)
+                checks.close(name, heard.seen[-1], theirs[:, : canvas.ids.shape[1]])
 
     def _row(self, case: Case, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(embeddings [1, T, D], positions) of training ids [T] with their pictures in place."""

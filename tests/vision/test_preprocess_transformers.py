@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.vision.pictures import textured as picture
-from vision.preprocess import AnyResolution, NaflexPatches, Normalization, QwenPatches, naflex_patches
+from vision.errors import VisionConfigError
+from vision.preprocess import AnyResolution, GemmaPatches, NaflexPatches, Normalization, QwenPatches, naflex_patches
 
 pytest.importorskip("transformers", reason="transformers is not installed, there is nothing to compare with")
 
@@ -58,3 +59,26 @@ def test_naflex_patches(size):
     ours = naflex_patches([image], patch=16, max_patches=100)
     assert isinstance(ours, NaflexPatches) and torch.equal(ours.grid, theirs["spatial_shapes"])
     torch.testing.assert_close(ours.pixels, theirs["pixel_values"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(50, 40), (301, 97), (48, 48), (33, 500), (2000, 30), (640, 480)])
+@pytest.mark.parametrize("budget", [70, 280])
+def test_gemma_patches(size, budget):
+    images = [picture(*size), picture(90, 70, 5)]
+    theirs = processor_of("gemma4").Gemma4ImageProcessorPil(max_soft_tokens=budget)(images, return_tensors="pt")
+    mine = GemmaPatches(budget)
+    pixels, places = mine(images)
+    counts = theirs["num_soft_tokens_per_image"]
+    assert [mine.count(image.size) for image in images] == [int(n) for n in counts]
+    width = pixels.shape[1]  # theirs are padded to the budget
+    assert torch.equal(places, theirs["image_position_ids"][:, :width]) and bool((theirs["image_position_ids"][:, width:] == -1).all())
+    torch.testing.assert_close(pixels, theirs["pixel_values"][:, :width], rtol=0, atol=1e-6)
+
+
+def test_gemma_options():
+    config = {"max_soft_tokens": 560, "patch_size": 14, "pooling_kernel_size": 2, "resample": 2, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    patches = GemmaPatches.from_dict(config)
+    assert (patches.budget, patches.patch, patches.pool, patches.filter, patches.normalization.mean) == (560, 14, 2, "bilinear", (0.5, 0.5, 0.5))
+    assert GemmaPatches.from_dict({}, 4, 3) == GemmaPatches(280, 4, 3)
+    with pytest.raises(VisionConfigError, match="max_soft_tokens"):
+        GemmaPatches(100)

@@ -27,9 +27,8 @@ class PrefixCache:
 
     def select(self, rows: Tensor) -> PrefixCache:
         """The given rows ([n] indices)."""
-        return PrefixCache(
-            [k[rows] for k in self.keys], [v[rows] for v in self.values], self.valid[rows], self.positions[rows], self.hidden[rows]
-        )
+        keys, values = ([t[rows.to(t.device)] for t in tensors] for tensors in (self.keys, self.values))  # each on the device of its block
+        return PrefixCache(keys, values, self.valid[rows], self.positions[rows], self.hidden[rows])
 
     def repeat_interleave(self, n: int) -> PrefixCache:
         """Each row `n` times in a row."""

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.linear import Linear
+
 #: Log-probability that the prior gives at least, so that a cell of its own opinion can always win.
 FLOOR = -10.0
 #: Kinds of breaks that are counted, and up to how many.
@@ -94,18 +96,18 @@ class CopyHead(nn.Module):
 
     def __init__(self, hidden: int, config: CopyHeadConfig) -> None:
         super().__init__()
-        self.query = nn.Linear(hidden, config.key_dim, bias=False)
-        self.start_query = nn.Linear(hidden, config.key_dim, bias=False)
-        self.key = nn.Linear(hidden, config.key_dim, bias=False)
-        self.value = nn.Linear(hidden, hidden, bias=False)
-        self.crossed = nn.Linear(BREAKS * MOST_BREAKS, hidden, bias=False)
-        self.begun = nn.Linear(hidden, hidden, bias=False)  # of what stands where the slot starts
-        self.evidence = nn.Linear(EVIDENCE, hidden)
+        self.query = Linear(hidden, config.key_dim, bias=False)
+        self.start_query = Linear(hidden, config.key_dim, bias=False)
+        self.key = Linear(hidden, config.key_dim, bias=False)
+        self.value = Linear(hidden, hidden, bias=False)
+        self.crossed = Linear(BREAKS * MOST_BREAKS, hidden, bias=False)
+        self.begun = Linear(hidden, hidden, bias=False)  # of what stands where the slot starts
+        self.evidence = Linear(EVIDENCE, hidden)
         self.absent = nn.Parameter(torch.tensor([1.0, -0.7]))  # of 'nowhere' as a start: constant, and slope in the best hint
         self.nowhere = nn.Parameter(torch.randn(config.key_dim) * 0.5)
         self.gain = nn.Parameter(torch.tensor([2.0, 3.0]))  # of the cell's own query and of the start query
         self.prior = nn.Parameter(torch.tensor(1.0))
-        self.gate = nn.Linear(hidden, 1)
+        self.gate = Linear(hidden, 1)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, config.boost)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attention
+from kernels.linear import Linear, linear
 from kernels.rms_norm import rms_norm
 from kernels.rope import apply_rope, rope_table
 from kernels.swiglu import swiglu
@@ -40,8 +40,8 @@ class Attention(nn.Module):
         self.config = config
         width = config.width_per_head
         self.sizes = (config.num_heads * width, config.num_kv_heads * width, config.num_kv_heads * width)
-        self.qkv = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.qkv_bias)
-        self.out = nn.Linear(self.sizes[0], config.hidden_size, bias=False)
+        self.qkv = Linear(config.hidden_size, sum(self.sizes), bias=config.qkv_bias)
+        self.out = Linear(self.sizes[0], config.hidden_size, bias=False)
         if config.qk_norm:
             self.q_norm = RMSNorm(width, config.rms_norm_eps)
             self.k_norm = RMSNorm(width, config.rms_norm_eps)
@@ -68,8 +68,8 @@ class Attention(nn.Module):
         else:
             first, weight, bias = self.sizes[0], self.qkv.weight, self.qkv.bias
             asking = (rope[0][:, :, rows], rope[1][:, :, rows])
-            rest = F.linear(x, weight[first:], None if bias is None else bias[first:])
-            parts = (F.linear(x[:, rows], weight[:first], None if bias is None else bias[:first]), *torch.split(rest, list(self.sizes[1:]), dim=-1))
+            rest = linear(x, weight[first:], None if bias is None else bias[first:])
+            parts = (linear(x[:, rows], weight[:first], None if bias is None else bias[:first]), *torch.split(rest, list(self.sizes[1:]), dim=-1))
         q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in parts)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -85,8 +85,8 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, past: tuple[Tensor, Tensor] | None
@@ -112,7 +112,7 @@ class DiffusionBackbone(nn.Module):
         self.token_embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.logit_size, bias=False)
+        self.head = None if config.tie_embeddings else Linear(config.hidden_size, config.logit_size, bias=False)
         self.slot_embed = nn.Embedding(config.slot_positions, config.hidden_size) if config.slot_positions else None
         self.copy_head = CopyHead(config.hidden_size, config.copy_head) if config.copy_head else None
         self.apply(self._init)
@@ -136,7 +136,7 @@ class DiffusionBackbone(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states [..., D]."""
-        return F.linear(hidden, self.token_embed.weight) if self.head is None else self.head(hidden)
+        return linear(hidden, self.token_embed.weight) if self.head is None else self.head(hidden)
 
     def prefill(
         self, embeds: Tensor, positions: Tensor, valid: Tensor, rule: Tensor | None = None, between: Between | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +16,18 @@ from tqdm import tqdm
 
 from vlm.backbone.config import BackboneConfig
 from vlm.checkpoints.keymap import KeyDiff, Weight, compare
-from vlm.checkpoints.shards import Shards, read_into
-from vlm.errors import CheckpointError
+from vlm.checkpoints.layout import Layout, ignored_in, layout_of, native_weights
+from vlm.checkpoints.placement import DeviceMap, Placement, place
+from vlm.checkpoints.shards import AGAIN, Shards, Stored, map_tensor, read_into
+from vlm.errors import CheckpointError, OptionError, VLMError
 from vlm.families.family import Family, ModelConfig, Settings
 from vlm.families.registry import families, find_family
 
 #: Progress is shown from this many bytes on.
 SHOW_FROM = 1 << 30
+#: Keys of config.json that count layers, and the most that is believed.
+LAYERS = frozenset(("n_layers", "num_layers", "num_hidden_layers", "depth", "encoder_layers"))
+MOST_LAYERS = 2000
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -40,13 +46,14 @@ class Loaded:
 
 @dataclass
 class Inspected:
-    """A checkpoint as far as its headers tell, nothing allocated."""
+    """A checkpoint as far as its headers tell, nothing allocated. `weights` is the key map of its `layout`."""
 
     family: Family
     config: ModelConfig
     weights: list[Weight]
     shards: Shards
     diff: KeyDiff
+    layout: Layout = "published"
 
 
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
@@ -61,7 +68,7 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"there is no {path.name}", source=str(path.parent), remedy="name the folder of a checkpoint")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"is not valid JSON ({error})", source=str(path), remedy="fetch the checkpoint again") from error
     if not isinstance(data, dict):
         raise CheckpointError("does not hold an object", source=str(path), remedy="fetch the checkpoint again")
@@ -84,21 +91,53 @@ def inspect(
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError("there is no such folder", source=str(folder), remedy="name a local checkpoint folder")
+    return inspect_shards(folder, Shards.open(folder), family=family, vocab_rows=vocab_rows, head_rows=head_rows, overrides=overrides)
+
+
+def inspect_shards(
+    folder: Path, shards: Shards, *, family: str | None = None, vocab_rows: int | None = None, head_rows: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Inspected:  # fmt: skip
+    """Like :func:`inspect`, for weights that need not lie in the `folder` of the configuration."""
     data = {**read_json(folder / "config.json"), **(overrides or {})}
     source = str(folder / "config.json")
     if family is not None and family not in families():
         raise CheckpointError(f"there is no family {family!r}", source=source, remedy=f"known: {', '.join(sorted(families()))}")
     kind = families()[family] if family else find_family(data, source)
-    shards = Shards.open(folder)
-    config = kind.configure(Settings(data, source))
-    config = fit_vocabulary(config, kind.weights, shards.shapes, vocab_rows, head_rows)
-    weights = kind.weights(config)
-    return Inspected(kind, config, weights, shards, compare(weights, shards.shapes, kind.ignored))
+    _refuse_absurd(data, source)
+    shards = shards if kind.gather is None else kind.gather(shards)
+    layout = layout_of(shards)
+    try:
+        config = kind.configure(Settings(data, source))
+        config = fit_vocabulary(config, kind.weights, shards.shapes, vocab_rows, head_rows, layout)
+        weights = kind.weights(config)
+        if layout == "native":
+            weights = native_weights(weights, on_meta(lambda: kind.build(config)))
+    except VLMError as error:
+        if error.source:
+            raise
+        raise type(error)(error.message, source=source, remedy=error.remedy) from error
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        what = f"does not describe a model of the family {kind.name} ({type(error).__name__}: {error})"
+        raise CheckpointError(what, source=source, remedy="fetch the config.json that belongs to the checkpoint") from error
+    return Inspected(kind, config, weights, shards, compare(weights, shards.shapes, ignored_in(layout, kind.ignored)), layout)
+
+
+def _refuse_absurd(data: Any, source: str) -> None:
+    """A damaged number of layers must not make us count them."""
+    if not isinstance(data, dict):
+        return
+    for key, value in data.items():
+        if key in LAYERS and isinstance(value, int) and value > MOST_LAYERS:
+            raise CheckpointError(f"{key} is {value}, which no model has", source=source, remedy="fetch the config.json that belongs to the checkpoint")
+        _refuse_absurd(value, source)
 
 
 def load(
-    path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", family: str | None = None,
+    path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None, family: str | None = None,
     vocab_rows: int | None = None, head_rows: int | None = None, overrides: Mapping[str, Any] | None = None,
+    device_map: DeviceMap | None = None, max_memory: Mapping[int | str, int | str] | None = None, offload_folder: str | Path | None = None,
+    mapped: bool = True,
 ) -> Loaded:  # fmt: skip
     """Load a published checkpoint.
 
@@ -106,24 +145,54 @@ def load(
     headers, and every tensor is read (and converted) into its place.
 
     Args:
-        path: folder with config.json and safetensors. dtype: of all floating-point parameters; None keeps what is stored.
-        device: where parameters go. family, vocab_rows, head_rows, overrides: see :func:`inspect`.
+        path: folder with config.json and safetensors, in the family's layout or ours. dtype: of all floating-point
+            parameters; None keeps what is stored.
+        device: where parameters go; with a `device_map` what is not spread, by default the map's own choice.
+        family, vocab_rows, head_rows, overrides: see :func:`inspect`.
+        device_map, max_memory, offload_folder: see :func:`vlm.checkpoints.placement.place`.
+        mapped: parameters for the CPU that lie in one piece and in the wanted type stay in their files and are read when they
+            are used (``map_tensor``); False reads everything now, for files that will be changed in place.
 
     Raises:
         CheckpointError: naming file and key, before anything large is allocated.
     """
+    if device_map is None and (max_memory is not None or offload_folder is not None):
+        raise OptionError("max_memory and offload_folder are for a device_map", remedy="add device_map='auto'")
     found = inspect(path, family=family, vocab_rows=vocab_rows, head_rows=head_rows, overrides=overrides)
-    model = on_meta(lambda: found.family.build(found.config))
-    check(found.diff, found.shards, found.family.name)
-    _check_cover(found, model.state_dict())
-    if found.diff.lacking and found.family.complete is None:
-        raise CheckpointError(f"missing keys: {', '.join(found.diff.lacking[:5])}", source=str(path))
-    fill(model, found.weights, found.shards, dtype, torch.device(device))
-    notes: tuple[str, ...] = ()
-    if found.diff.lacking and found.family.complete is not None:
-        notes = (found.family.complete(model, found.config, found.diff.lacking, dtype, torch.device(device)),)
     generation = read_json(Path(path) / "generation_config.json", required=False)
+    check(found.diff, found.shards, found.family.name)
+    if found.family.open is not None:
+        if device_map is not None:
+            raise OptionError(f"{found.family.name} is not spread by a device_map", remedy="give a device")
+        opened = found.family.open(Path(path), found.config, dtype, torch.device(device or "cpu"))
+        return Loaded(found.family, found.config, opened.eval(), Path(path), found.diff, generation)
+    model = on_meta(lambda: found.family.build(found.config))
+    _check_cover(found, model.state_dict())
+    _check_lacking(found)
+    where = torch.device(device or "cpu")
+    placement = None
+    if device_map is not None:
+        kind = dtype or common_dtype(found.shards)
+        given = None if device is None else where
+        placement = place(model, device_map, dtype=kind, device=given, max_memory=max_memory, offload_folder=offload_folder)
+        where = placement.main
+    notes: tuple[str, ...] = ()
+    if found.diff.lacking and found.family.complete is not None:  # first: what is nowhere is found out before gigabytes are read
+        notes = (found.family.complete(model, found.config, found.diff.lacking, dtype or common_dtype(found.shards), where),)
+    fill(model, found.weights, found.shards, dtype, where, placement, mapped=mapped)
+    if placement is not None:
+        placement.attach(model)
+        notes += (placement.summary(),) if placement.summary() else ()
     return Loaded(found.family, found.config, model.eval(), Path(path), found.diff, generation, notes)
+
+
+def common_dtype(shards: Shards) -> torch.dtype:
+    """The floating-point type of most of the data; float32 where there is none."""
+    sizes: dict[torch.dtype, int] = {}
+    for stored in shards.tensors.values():
+        if stored.dtype.is_floating_point:
+            sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.nbytes
+    return max(sizes, key=lambda kind: sizes[kind], default=torch.float32)
 
 
 class _Bare(TorchFunctionMode):
@@ -149,13 +218,14 @@ def on_meta(build: Callable[[], M]) -> M:
 
 def fit_vocabulary(
     config: ModelConfig, weights: Callable[[ModelConfig], list[Weight]], shapes: Mapping[str, tuple[int, ...]],
-    vocab_rows: int | None = None, head_rows: int | None = None,
+    vocab_rows: int | None = None, head_rows: int | None = None, layout: Layout = "published",
 ) -> ModelConfig:  # fmt: skip
     """The configuration with as many rows of embedding and head as the shards hold, or as asked if that is fewer.
 
     Fine-tuned checkpoints often have resized embeddings and an old `vocab_size`; the shards are right.
     """
-    stored = {w.name: shapes[w.parts[0].key][0] for w in weights(config) if w.elastic and shapes.get(w.parts[0].key)}
+    elastic = {w.name: w.name if layout == "native" else w.parts[0].key for w in weights(config) if w.elastic}
+    stored = {name: shapes[key][0] for name, key in elastic.items() if shapes.get(key)}
     backbone: BackboneConfig = config.backbone
     rows = stored.get("backbone.token_embed.weight", backbone.vocab_size)
     rows = min(rows, vocab_rows or rows)
@@ -178,6 +248,14 @@ def check(diff: KeyDiff, shards: Shards, family: str) -> None:
             raise CheckpointError(f"{len(keys)} {what} keys: {named}", source=str(shards.folder), remedy=remedy)
 
 
+def _check_lacking(found: Inspected) -> None:
+    """Optional keys may be absent together, where the family knows what to do then; some of them are a damaged checkpoint."""
+    lacking, optional = found.diff.lacking, sum(len(w.parts) for w in found.weights if not w.required)
+    if lacking and (found.family.complete is None or len(lacking) < optional):
+        named = f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}"
+        raise CheckpointError(f"{len(lacking)} of {optional} keys that belong together are missing: {named}", source=str(found.shards.folder), remedy=AGAIN)
+
+
 def _check_cover(found: Inspected, expected: Mapping[str, Tensor]) -> None:
     """A family whose key map and module do not agree is a bug of the family."""
     odd = sorted({w.name for w in found.weights} ^ set(expected))
@@ -185,31 +263,61 @@ def _check_cover(found: Inspected, expected: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"the key map of family {found.family.name} and its module differ in {', '.join(odd[:5])}", source=str(found.shards.folder))
 
 
-def fill(model: nn.Module, weights: Sequence[Weight], shards: Shards, dtype: torch.dtype | None, device: torch.device) -> None:
+def fill(
+    model: nn.Module, weights: Sequence[Weight], shards: Shards, dtype: torch.dtype | None, device: torch.device, placement: Placement | None = None, *,
+    mapped: bool = False,
+) -> None:  # fmt: skip
     """Give the parameters of a module on the meta device memory and read them; what the shards lack stays as it is.
 
     The shards are walked in file order, so each part of a fused parameter is read when its shard comes by.
+
+    Args:
+        dtype: of floating-point parameters; None as stored, of differing parts the wider.
+        device: where they go; `placement` says it of each, and keeps on disk what belongs there. mapped: see :func:`load`.
     """
     expected = model.state_dict()
     parts = {part.key: (w, part) for w in weights for part in w.parts if part.key in shards.tensors}
+    kinds: dict[str, torch.dtype] = {}
+    missing: dict[str, int] = {}  # parts still to be read
+    for key, (w, _) in parts.items():
+        stored_kind = shards.tensors[key].dtype
+        kind = dtype if dtype is not None and stored_kind.is_floating_point else stored_kind
+        kinds[w.name] = torch.promote_types(kinds[w.name], kind) if w.name in kinds else kind
+        missing[w.name] = missing.get(w.name, 0) + 1
     state: dict[str, Tensor] = {}
     size = sum(shards.tensors[key].nbytes for key in parts)
     with tqdm(total=size, unit="B", unit_scale=True, desc="loading", disable=None if size >= SHOW_FROM else True) as bar:
         for stored in shards.in_file_order(parts):
             w, part = parts[stored.key]
-            want = expected[w.name]
+            want, kind = expected[w.name], kinds[w.name]
+            home = device if placement is None else placement.home(w.name)
+            bar.update(stored.nbytes)
+            if placement is not None and home is None and placement.refer(w, stored, want.shape, kind):
+                state[w.name] = torch.empty(want.shape, dtype=kind, device="meta")
+                continue
+            rows = want.shape[0] if w.elastic else None
+            if mapped and home is not None and home.type == "cpu" and _in_place(w, stored, want, kind):
+                state[w.name] = map_tensor(stored, rows=rows).view(want.shape)
+                continue
             if w.name not in state:
-                kind = dtype if dtype is not None and stored.dtype.is_floating_point else stored.dtype
-                state[w.name] = torch.empty(want.shape, dtype=kind, device=device)
+                state[w.name] = torch.empty(want.shape, dtype=kind, device=home or "cpu")
             target, start = state[w.name], 0
             for before in w.parts[: w.parts.index(part)]:
                 start += torch.Size(before.shape).numel()
-            rows = want.shape[0] if w.elastic else None
             count = want.numel() if w.elastic else torch.Size(part.shape).numel()
-            read_into(stored, target.view(-1)[start : start + count], rows=rows)
-            bar.update(stored.nbytes)
+            read_into(stored, target.view(-1)[start : start + count])
+            missing[w.name] -= 1
+            if placement is not None and home is None and not missing[w.name]:
+                placement.spill(w.name, state[w.name])
+                state[w.name] = torch.empty(want.shape, dtype=kind, device="meta")
     model.load_state_dict(state, strict=False, assign=True)
     restore_buffers(model, device)
+
+
+def _in_place(weight: Weight, stored: Stored, want: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a parameter can be a view of its file."""
+    whole = len(weight.parts) == 1 and (weight.elastic or math.prod(stored.shape) == want.numel())
+    return whole and stored.dtype == dtype and stored.start % dtype.itemsize == 0 and want.numel() > 0
 
 
 def restore_buffers(model: nn.Module, device: torch.device) -> None:

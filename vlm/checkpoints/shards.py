@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -74,7 +75,7 @@ class Shards:
         if pickles:
             raise CheckpointError(
                 f"holds only pickle files ({', '.join(pickles[:3])}), which can run code when they are opened",
-                source=str(folder), remedy="fetch the safetensors of the checkpoint, or turn them into safetensors first",
+                source=str(folder), remedy="fetch the safetensors of the checkpoint, or run `vlm convert` on the folder",
             )  # fmt: skip
         raise CheckpointError(f"there is neither {SINGLE} nor {INDEX}", source=str(folder), remedy="name the folder of a checkpoint")
 
@@ -83,7 +84,7 @@ class Shards:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = {str(key): str(name) for key, name in weight_map.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"is no index of safetensors ({error})", source=str(index), remedy=AGAIN) from error
         found: dict[str, Stored] = {}
         for name in sorted(set(names.values())):
@@ -112,6 +113,10 @@ class Shards:
         """The named tensors, file by file and front to back."""
         return iter(sorted((self.tensors[key] for key in keys), key=lambda s: (str(s.file), s.start)))
 
+    def without_prefix(self, prefix: str) -> Shards:
+        """The same tensors, `prefix` taken off every key."""
+        return Shards(self.folder, {key[len(prefix) :]: replace(stored, key=key[len(prefix) :]) for key, stored in self.tensors.items()})
+
 
 def read_header(path: Path) -> list[Stored]:
     """What a safetensors file holds, checked against the size of the file.
@@ -126,8 +131,8 @@ def read_header(path: Path) -> list[Stored]:
             length = int.from_bytes(head[:8], "little")
             _refuse_foreign(path, head, size, length)
             file.seek(8)
-            header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+            header = json.loads(file.read(length), object_pairs_hook=_once)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read as safetensors ({error})", source=str(path), remedy=AGAIN) from error
     if not isinstance(header, dict):
         raise CheckpointError("the header is no JSON object", source=str(path), remedy=AGAIN)
@@ -155,35 +160,80 @@ def _refuse_foreign(path: Path, head: bytes, size: int, length: int) -> None:
     raise CheckpointError("is no safetensors file", source=str(path), remedy=AGAIN)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a key that is there twice would hide a tensor."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def _whole(numbers: Any) -> tuple[int, ...]:
+    if not isinstance(numbers, list) or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+        raise ValueError(f"{numbers!r} is no list of sizes")
+    return tuple(numbers)
+
+
 def _entry(path: Path, key: str, entry: Any, base: int) -> Stored:
     try:
-        dtype, shape = DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-        start, end = (int(n) for n in entry["data_offsets"])
+        dtype, shape = DTYPES[entry["dtype"]], _whole(entry["shape"])
+        start, end = _whole(entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the entry of {key} makes no sense ({error})", source=str(path), remedy=AGAIN) from error
     stored = Stored(path, key, dtype, shape, base + start)
-    if min(shape, default=0) < 0 or start < 0 or stored.nbytes != end - start:
+    if stored.nbytes != end - start:
         raise CheckpointError(f"{key} of shape {shape} does not fill bytes {start} to {end}", source=str(path), remedy=AGAIN)
     return stored
 
 
-def read_into(stored: Stored, target: Tensor, *, rows: int | None = None) -> None:
-    """Read a tensor, or its first `rows` rows, into contiguous memory of the same number of elements.
+def read_into(stored: Stored, target: Tensor, *, first: int = 0) -> None:
+    """Read a tensor, or a run of its elements, into contiguous memory.
 
     Args:
-        target: any dtype and device; converted on the way if it differs from what is stored.
+        target: as many elements as are wanted, of any dtype and device; converted on the way if it differs from what is stored.
+        first: element of the stored tensor, in row-major order, to begin with.
+
+    Raises:
+        CheckpointError: the file ends too early, or cannot be read.
+    """
+    if target.device.type != "cpu" or target.dtype != stored.dtype or not target.is_contiguous():
+        target.copy_(_view(stored, first, target.numel()).view(target.shape))  # memory for what is stored would cost more than the conversion
+    elif target.numel():
+        view = memoryview(target.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        try:
+            with stored.file.open("rb") as file:
+                file.seek(stored.start + first * stored.dtype.itemsize)
+                count = file.readinto(view)
+        except OSError as error:
+            raise CheckpointError(f"{stored.key} cannot be read ({error.strerror or error})", source=str(stored.file), remedy=AGAIN) from error
+        if count != len(view):
+            raise CheckpointError(f"ends inside {stored.key}: the file is truncated", source=str(stored.file), remedy=AGAIN)
+
+
+def map_tensor(stored: Stored, *, rows: int | None = None) -> Tensor:
+    """The tensor (or its first `rows` rows) as a view of its file: nothing is read until it is used, and nothing is written back.
+
+    The file must not be changed in place while the tensor lives; deleting or replacing it is harmless.
+
+    Raises:
+        CheckpointError: the file cannot be opened, or ends too early.
     """
     shape = stored.shape if rows is None else (rows, *stored.shape[1:])
-    direct = target.device.type == "cpu" and target.dtype == stored.dtype and target.is_contiguous()
-    buffer = target if direct else torch.empty(shape, dtype=stored.dtype)
-    if buffer.numel():
+    return _view(stored, 0, math.prod(shape)).view(shape)
+
+
+def _view(stored: Stored, first: int, count: int) -> Tensor:
+    """[count] elements of a stored tensor from `first` on, as a private view of the file."""
+    if not count:
+        return torch.empty(0, dtype=stored.dtype)
+    start = stored.start + first * stored.dtype.itemsize
+    begin = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    try:
         with stored.file.open("rb") as file:
-            file.seek(stored.start)
-            view = memoryview(buffer.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-            if file.readinto(view) != len(view):
-                raise CheckpointError(f"ends inside {stored.key}: the file is truncated", source=str(stored.file), remedy=AGAIN)
-    if not direct:
-        target.copy_(buffer.view(target.shape))
+            view = mmap.mmap(file.fileno(), start - begin + count * stored.dtype.itemsize, access=mmap.ACCESS_COPY, offset=begin)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{stored.key} cannot be read ({error})", source=str(stored.file), remedy=AGAIN) from error
+    return torch.frombuffer(view, dtype=stored.dtype, count=count, offset=start - begin)
 
 
 def read_tensor(stored: Stored) -> Tensor:

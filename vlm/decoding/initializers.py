@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+from torch import Tensor
 
 from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
@@ -19,7 +22,28 @@ def commit_first_cell(denoiser: Denoiser, canvas: Canvas, banned: tuple[int, ...
     if not bool(first.any()):
         return
     prediction = denoiser(canvas, first)
-    logits = prediction.logits.index_fill(1, torch.tensor(sorted({canvas.mask_id, *banned})), float("-inf"))
-    best = torch.softmax(logits, dim=-1).max(dim=-1)
     canvas.forwards += first[:, 0]
-    canvas.commit(first, best.indices, best.values)
+    _commit_best(canvas, first, prediction.logits, banned)
+
+
+class Foreseeing(Protocol):
+    """A denoiser that knows some cells without a forward (:class:`vlm.decoding.blocks.BlockDenoiser`)."""
+
+    def ahead(self, canvas: Canvas, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """(those of the asked cells [B, L] that are known, their logits [N, V])."""
+        ...
+
+
+def commit_known(denoiser: Foreseeing, canvas: Canvas, cells: Tensor, banned: tuple[int, ...] = ()) -> bool:
+    """Fill the asked cells that are known before their block is begun, as Fast-dLLM v2 does; whether there were any."""
+    known, logits = denoiser.ahead(canvas, cells)
+    if not bool(known.any()):
+        return False
+    _commit_best(canvas, known, logits, banned)
+    return True
+
+
+def _commit_best(canvas: Canvas, cells: Tensor, logits: Tensor, banned: tuple[int, ...]) -> None:
+    logits = logits.index_fill(1, torch.tensor(sorted({canvas.mask_id, *banned})), float("-inf"))
+    best = torch.softmax(logits, dim=-1).max(dim=-1)
+    canvas.commit(cells, best.indices, best.values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from vlm.decoding.contracts import (
     StopRule,
     Window,
 )
-from vlm.decoding.initializers import commit_first_cell
+from vlm.decoding.initializers import commit_first_cell, commit_known
 from vlm.decoding.proposers import Ban, SampleProposer
 from vlm.decoding.quotas import DimpleQuota
 from vlm.decoding.scorers import ConfidenceScorer
@@ -46,8 +47,10 @@ class Recipe:
             steps may commit nothing.
         pooled: the open cells of all rows compete for one quota and one guarantee, as in Dream's and Dimple's released code;
             rows then depend on each other. For comparison only.
-        first_cell: commit the first cell from the prompt alone before the loop (LaViDa-Dream behind a prefix cache).
+        first_cell: commit the first cell from the prompt alone before the loop (LaViDa-Dream behind a prefix cache), or the first
+            cell of every block from what stands before it (Fast-dLLM v2). Not in scaffolds, whose cells must fit together.
         transforms: further links of the logit chain; joint: proposer of scaffold slots.
+        driver: another outer loop than that over masks, for models of another kind of noise (:class:`vlm.decoding.uniform.Renoise`).
     """
 
     window: Window = field(default_factory=FullWindow)
@@ -65,10 +68,19 @@ class Recipe:
     first_cell: bool = False
     transforms: tuple[LogitTransform, ...] = ()
     joint: JointProposer | None = None
+    driver: Driver | None = None
 
     def with_parts(self, **parts: object) -> Recipe:
         """The same recipe with some parts exchanged."""
         return replace(self, **parts)  # type: ignore[arg-type]
+
+
+class Driver(Protocol):
+    """An outer loop."""
+
+    def __call__(self, denoiser: Denoiser, canvas: Canvas, recipe: Recipe, noise: Noise) -> Iterator[Frame]:
+        """Fill the canvas in place, yielding a frame per step."""
+        ...
 
 
 @dataclass
@@ -102,7 +114,12 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Se
         DecodingError: a part breaks its contract (it names which).
     """
     noise = noise or Noise(seed, canvas.ids.shape[0])
-    if recipe.first_cell and recipe.joint is None:
+    if recipe.driver is not None:
+        yield from recipe.driver(denoiser, canvas, recipe, noise)
+        return
+    early = recipe.first_cell and recipe.joint is None
+    foresees = hasattr(denoiser, "ahead")
+    if early and not foresees:
         commit_first_cell(denoiser, canvas, recipe.banned)
     window = _window(denoiser, recipe).start(canvas)
     shared = canvas.pooled() if recipe.pooled else canvas
@@ -112,6 +129,9 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Se
     number = 0
     while True:
         cells = window.cells(canvas)
+        if early and foresees and commit_known(denoiser, canvas, cells, recipe.banned):  # type: ignore[arg-type]
+            recipe.stop(canvas)
+            cells = window.cells(canvas)
         busy = cells.any(dim=1)
         if not bool(busy.any()):
             return

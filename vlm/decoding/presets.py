@@ -12,6 +12,7 @@ from vlm.decoding.proposers import EndPenalty, SampleProposer
 from vlm.decoding.quotas import DimpleQuota, DreamQuota, TableQuota
 from vlm.decoding.scorers import ConfidenceScorer
 from vlm.decoding.stops import StopAt
+from vlm.decoding.uniform import Candidates, Cooling, EntropyBound, Renoise, Settled
 from vlm.decoding.windows import BlockWindow, FullWindow
 from vlm.errors import OptionError
 
@@ -21,7 +22,10 @@ _PENALTY: dict[str, Any] = {"end_penalty": 0.0, "penalised": (), "pooled": False
 _DREAM = {
     "steps": 512, "step_ratio": None, "eps": 1e-3, "alg_temp": 0.0, "sampling": "multinomial", "shape": None, "shift": 1 / 3, "first_cell": False, **_PENALTY,
 }  # fmt: skip
-_BLOCK: dict[str, Any] = {"block_length": 4, "steps_per_block": 4, "score": "prob", "tempered": False, "sampling": "multinomial"}
+_BLOCK: dict[str, Any] = {
+    "block_length": 4, "steps_per_block": 4, "score": "prob", "tempered": False, "filtered": False, "sampling": "multinomial", "part": None,
+    "first_cell": False,
+}  # fmt: skip
 
 #: Options and defaults of every preset, besides the common ones.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -43,27 +47,33 @@ PRESETS: dict[str, dict[str, Any]] = {
     "one-by-one": {"score": "prob", "sampling": "gumbel"},
 }  # fmt: skip
 DEFAULT = "dimple"
+#: Options and defaults of the presets of models of uniform noise, besides ``banned`` and ``reference_quirks``.
+UNIFORM: dict[str, dict[str, Any]] = {
+    "entropy-bound": {"steps": 48, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8, "stability": 1, "confidence": 0.005},
+}  # fmt: skip
 
 
 def preset(name: str = DEFAULT, **options: Any) -> Recipe:
     """The recipe of a published method.
 
     Args:
-        name: one of :data:`PRESETS`.
-        options: any of the preset's own options and temperature, top_k, top_p, max_forwards, banned (ids), stop_at (ids, or
+        name: one of :data:`PRESETS`, or of :data:`UNIFORM` for models of uniform noise.
+        options: any of the preset's own options and, of PRESETS, temperature, top_k, top_p, max_forwards, banned (ids), stop_at (ids, or
             runs of ids: nothing is decoded from there on), reference_quirks.
 
     Raises:
         OptionError: unknown name or option; the message lists what there is.
     """
-    if name not in PRESETS:
-        raise OptionError(f"unknown preset {name!r}{_hint(name, PRESETS)}", remedy=f"use one of {', '.join(PRESETS)}")
-    known = {**_COMMON, **PRESETS[name]}
+    if name not in PRESETS and name not in UNIFORM:
+        raise OptionError(f"unknown preset {name!r}{_hint(name, [*PRESETS, *UNIFORM])}", remedy=f"use one of {', '.join([*PRESETS, *UNIFORM])}")
+    known = {**_COMMON, **PRESETS[name]} if name in PRESETS else {"banned": (), "reference_quirks": False, **UNIFORM[name]}
     for option in options:
         if option not in known:
             raise OptionError(f"preset {name!r} has no option {option!r}{_hint(option, known)}", remedy=f"it knows {', '.join(sorted(known))}")
     o = {**known, **options, "preset": name}
     try:
+        if name in UNIFORM:
+            return _uniform(o)
         proposer = SampleProposer(o["temperature"], o["top_k"], o["top_p"], o.get("sampling", "multinomial"))
         parts = _BUILDERS[name.split("-")[0]](o)
     except TypeError as error:
@@ -79,8 +89,8 @@ def _hint(word: str, known: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _window(length: int | None) -> BlockWindow | FullWindow:
-    return FullWindow() if length is None else BlockWindow(length)
+def _window(length: int | None, part: int | None = None) -> BlockWindow | FullWindow:
+    return FullWindow() if length is None else BlockWindow(length, part)
 
 
 def _llada(o: dict[str, Any]) -> dict[str, Any]:
@@ -106,8 +116,8 @@ def _block(o: dict[str, Any]) -> dict[str, Any]:
     commit: TopK | QuotaOrMore | Leftmost = TopK()
     if o["preset"] != "block-static":
         commit = QuotaOrMore(o["threshold"]) if "threshold" in o else Leftmost()
-    scorer = ConfidenceScorer(o["score"], temperature=o["temperature"] or 1.0 if o["tempered"] else 1.0)
-    return {"window": _window(o["block_length"]), "scorer": scorer, "quota": quota, "commit": commit}
+    scorer = ConfidenceScorer(o["score"], o["filtered"], temperature=o["temperature"] or 1.0 if o["tempered"] else 1.0)
+    return {"window": _window(o["block_length"], o["part"]), "scorer": scorer, "quota": quota, "commit": commit, "first_cell": o["first_cell"]}
 
 
 def _threshold(o: dict[str, Any]) -> dict[str, Any]:
@@ -127,6 +137,12 @@ def _dimple(o: dict[str, Any]) -> dict[str, Any]:
 
 def _one_by_one(o: dict[str, Any]) -> dict[str, Any]:
     return {"scorer": ConfidenceScorer(o["score"]), "quota": None, "commit": Threshold(float("inf"))}
+
+
+def _uniform(o: dict[str, Any]) -> Recipe:
+    settle = None if o["confidence"] is None else Settled(o["stability"], o["confidence"])
+    driver = Renoise(EntropyBound(o["entropy_bound"]), Cooling(o["t_min"], o["t_max"], o["steps"]), settle)
+    return Recipe(proposer=Candidates(), banned=tuple(o["banned"]), reference_quirks=o["reference_quirks"], driver=driver)
 
 
 #: By the first word of a preset's name.

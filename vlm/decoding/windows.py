@@ -11,6 +11,12 @@ from vlm.decoding.canvas import Canvas
 from vlm.errors import OptionError
 
 
+def check_part(length: int, part: int | None) -> None:
+    """OptionError unless a block can be cut into such parts."""
+    if part is not None and (part < 1 or length % part):
+        raise OptionError(f"part is {part} of blocks of {length}", remedy="use a divisor of block_length, or None")
+
+
 @dataclass(frozen=True)
 class FullWindow:
     """Every open cell."""
@@ -33,22 +39,28 @@ class BlockWindow:
     """Semi-autoregressive blocks of fixed length (LLaDA, arXiv:2502.09992, section 2.4).
 
     Each row works on the block that holds its first open cell.
+
+    Args:
+        part: work on so many cells of a block at a time, from left to right (Fast-dLLM v2's small blocks); None: on all.
     """
 
     length: int = 32
+    part: int | None = None
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise OptionError(f"block_length is {self.length}", remedy="use 1 or more, or None for one block")
+        check_part(self.length, self.part)
 
     def start(self, canvas: Canvas) -> BlockWindow:
         """No state: the block follows from the canvas."""
         return self
 
     def cells(self, canvas: Canvas) -> Tensor:
-        """[B, L] open cells of each row's block."""
-        block = torch.arange(canvas.ids.shape[1]) // self.length
-        return canvas.open & (block == self.number(canvas).unsqueeze(1))
+        """[B, L] open cells of each row's block, or of its part."""
+        length = self.part or self.length  # parts do not straddle blocks
+        block = torch.arange(canvas.ids.shape[1]) // length
+        return canvas.open & (block == (canvas.open.int().argmax(dim=1) // length).unsqueeze(1))
 
     def number(self, canvas: Canvas) -> Tensor:
         """[B] index of the first block with an open cell."""
@@ -60,11 +72,12 @@ class AlignedBlocks:
     """Blocks from left to right, of which the first has only what the prompt's tail leaves.
 
     Args:
-        length: of a block. filled: [B] cells of the first block that the prompt takes.
+        length: of a block. filled: [B] cells of the first block that the prompt takes. part: see :class:`BlockWindow`.
     """
 
     length: int
     filled: tuple[int, ...]
+    part: int | None = None
 
     def start(self, canvas: Canvas) -> AlignedBlocks:
         """No state: the block follows from the canvas."""
@@ -75,8 +88,11 @@ class AlignedBlocks:
         return (torch.tensor(self.filled).unsqueeze(1) + torch.arange(cells)) // self.length
 
     def cells(self, canvas: Canvas) -> Tensor:
-        """[B, L] open cells of each row's block."""
-        return canvas.open & (self.blocks(canvas.ids.shape[1]) == self.number(canvas).unsqueeze(1))
+        """[B, L] open cells of each row's block, or of its part."""
+        length = self.part or self.length
+        place = torch.tensor(self.filled).unsqueeze(1) + torch.arange(canvas.ids.shape[1])
+        first = place.gather(1, canvas.open.int().argmax(dim=1, keepdim=True))
+        return canvas.open & (place // length == first // length)
 
     def number(self, canvas: Canvas) -> Tensor:
         """[B] number of the first block with an open cell."""

@@ -6,9 +6,11 @@ merger of the tower is stored as the projector.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vlm.checkpoints.keymap import Weight, llama_names
+from vlm.checkpoints.shards import Shards, read_header
 from vlm.decoding.blocks import Blocks
 from vlm.families.dream import chatml_template, qwen_backbone
 from vlm.families.family import Family, ModelConfig, Settings
@@ -18,6 +20,7 @@ from vlm.families.qwen_vl import QwenVision, QwenVL, patches_of, qwen_vl_weights
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 #: An unused row of the embedding, which the released code names in its source and not in config.json.
 MASK = 151671
+TOWER, MERGER = "model.vision_tower.vision_tower.", "model.mm_projector.merger."
 
 
 def _configure(settings: Settings) -> ModelConfig:
@@ -29,7 +32,24 @@ def _configure(settings: Settings) -> ModelConfig:
 
 
 def _weights(config: ModelConfig) -> list[Weight]:
-    return qwen_vl_weights(config, llama_names(), "model.vision_tower.vision_tower.", merger="model.mm_projector.merger.")
+    return qwen_vl_weights(config, llama_names(), TOWER, merger=MERGER)
+
+
+def _gather(shards: Shards) -> Shards:
+    """The tensors with those of the converter's two extra files under the names they have in whole checkpoints.
+
+    What stands before the names inside these files is not documented: whole names, the beginnings a tower has elsewhere, and
+    none are understood.
+    """
+    found = dict(shards.tensors)
+    for file, prefix, others in (("vision_tower", TOWER, ("vision_tower.", "visual.")), ("projector", MERGER, ("mm_projector.", "merger."))):
+        path = shards.folder / f"{file}.safetensors"
+        for stored in read_header(path) if path.is_file() else ():
+            rest = stored.key.removeprefix(prefix).removeprefix("model.")
+            for other in others:
+                rest = rest.removeprefix(other)
+            found.setdefault(prefix + rest, replace(stored, key=prefix + rest))
+    return Shards(shards.folder, found)
 
 
 #: Published evaluation (128 tokens), and its option that takes everything above a threshold.
@@ -46,6 +66,7 @@ FAMILY = Family(
     weights=_weights,
     template=chatml_template("diffusionvl", system=SYSTEM, image_gap=" ", after_images="\n"),
     build=QwenVL,
+    gather=_gather,
     ignored=(r".*rotary.*inv_freq",),
     attention="block-causal",
     stop=("<|im_end|>", "<|endoftext|>"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.model import DiffusionBackbone
 from vlm.checkpoints.keymap import Weight
+from vlm.checkpoints.shards import Shards
 from vlm.decoding.blocks import Blocks
 from vlm.decoding.loop import Recipe
 from vlm.decoding.presets import preset
@@ -125,6 +127,10 @@ class TextModel(nn.Module):
         self.backbone = DiffusionBackbone(config.backbone)
 
 
+#: (folder, configuration, dtype, device) -> the module with its weights, for families whose module another library loads.
+Open = Callable[[Path, ModelConfig, "torch.dtype | None", torch.device], nn.Module]
+
+
 @dataclass(frozen=True)
 class Family:
     """One kind of checkpoint.
@@ -139,6 +145,9 @@ class Family:
         build: module of a configuration, made on the meta device by the loader; its backbone is called `backbone`.
         ignored: regular expressions of keys that may be in the shards and are not needed.
         complete: fills what the shards lack and the key map does not require (a vision tower), and says what it did.
+        gather: finds tensors that lie outside the shards, in files of the family's own.
+        open: loads the module where that is not ours to do; `build` and `weights` then serve inspection alone.
+        corruption: 'mask' (cells without a token), or 'uniform' (random tokens; see ``vlm.decoding.uniform``).
         attention: rule of the reference between prompt and canvas: 'full' (everything sees everything), 'prefix' (the
             prompt does not see the canvas) or 'block-causal'.
         stop: spellings of the control tokens that end an answer; all others are banned from answers.
@@ -159,6 +168,9 @@ class Family:
     keys: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     complete: Complete | None = None
+    gather: Callable[[Shards], Shards] | None = None
+    open: Open | None = None
+    corruption: str = "mask"
     attention: str = "full"
     stop: tuple[str, ...] = ()
     presets: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)

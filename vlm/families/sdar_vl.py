@@ -27,6 +27,8 @@ from vlm.families.towers import module_weights
 from vlm.processor.template import Frame, Special, Template
 
 TOWER = "vision_tower.vision_model."
+#: `<|MASK|>` of SDAR's tokenizer.
+MASK = 151669
 
 
 def _configure(settings: Settings) -> ModelConfig:

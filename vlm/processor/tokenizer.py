@@ -21,6 +21,8 @@ from vlm.processor.vocabulary import qwen_spec
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 METASPACE = "▁"
+#: More than any vocabulary: a damaged id must not make a list of billions.
+MOST_IDS = 1 << 24
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -57,22 +59,23 @@ class Tokenizer:
             model = spec["model"]
             vocab = model["vocab"]
             pieces = dict(vocab) if isinstance(vocab, Mapping) else {piece: i for i, (piece, _) in enumerate(vocab)}
-            control = {t["content"]: int(t["id"]) for t in added if t.get("special") or t["content"].strip()}
+            _check_tokens(pieces, added)
+            control = {t["content"]: t["id"] for t in added if t.get("special") or t["content"].strip()}
             control.pop(model.get("unk_token") or "", None)
             kept = [token for token in added if token["content"] not in control]
             self._encoder = _build_encoder(spec, control, kept)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"not a usable tokenizer.json ({error})", source=source) from error
         #: Whether text comes out one token per character: a vocabulary without merges.
         self.char_level: bool = model.get("type") == "BPE" and not model.get("merges")
         self.special: dict[str, int] = control
         self.control_ids: frozenset[int] = frozenset(control.values())
-        pieces.update({token["content"]: int(token["id"]) for token in added})
+        pieces.update({token["content"]: token["id"] for token in added})
         self.vocab_size: int = max(pieces.values()) + 1
         self._names: list[str] = [""] * self.vocab_size
         for piece, index in pieces.items():
             self._names[index] = piece
-        self._bytes = self._spell(spec, {int(token["id"]) for token in added})
+        self._bytes = self._spell(spec, {token["id"] for token in added})
         self._strip = _mentions(spec.get("decoder"), "Strip") or _prepends_blank(spec)
         self._chars: dict[str, int] = {}
         for index in range(self.vocab_size - 1, -1, -1):  # the lowest id wins, but a character beats a byte token
@@ -92,7 +95,7 @@ class Tokenizer:
             file = file / "tokenizer.json"
         try:
             spec = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"cannot be read ({error})", source=str(file)) from error
         if not isinstance(spec, Mapping):
             raise CheckpointError("holds no JSON object", source=str(file))
@@ -195,6 +198,13 @@ class Tokenizer:
         is_byte = BYTE_TOKEN.fullmatch(self._names[index]) is not None
         if not is_byte or char not in self._chars:
             self._chars[char] = index
+
+
+def _check_tokens(pieces: Mapping[Any, Any], added: Sequence[Mapping[str, Any]]) -> None:
+    """Spellings are texts and ids numbers, no larger than a vocabulary with gaps has; ValueError."""
+    for content, index in [*pieces.items(), *((token["content"], token["id"]) for token in added)]:
+        if not isinstance(content, str) or isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MOST_IDS:
+            raise ValueError(f"{content!r} has the id {index!r}")
 
 
 def _build_encoder(spec: Mapping[str, Any], control: Mapping[str, int], kept: list[dict[str, Any]]) -> Any:

@@ -59,7 +59,7 @@ def qwen_spec(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read ({error})", source=str(path)) from error
     if not isinstance(data, dict):
         raise CheckpointError("holds no JSON object", source=str(path))

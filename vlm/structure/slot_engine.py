@@ -200,7 +200,7 @@ class SlotEngine:
         uniform = None if noise is None else self._uniform(wanted.shape)
         for group in self._groups:
             rows = row_of[group.rows[:, None], group.columns]
-            active = np.asarray((rows >= 0).any(axis=1))
+            active: NDArray[np.bool_] = np.asarray((rows >= 0).any(axis=1))
             if active.any():
                 names = [group.pointers[i] for i in np.flatnonzero(active).tolist()]
                 part = _Group(group.table, group.rows[active], group.columns[active], names)

@@ -6,14 +6,17 @@ both. LLaDA-V (arXiv:2505.16933) hides each target by itself and learns every tu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vlm.backbone.model import DiffusionBackbone
-from vlm.processor.messages import ImagePart, Message
+from vlm.errors import PromptError
+from vlm.processor.messages import ImagePart, Message, TextPart, parse_messages
 from vlm.processor.prompt import IdsPart, Prompt
 from vlm.processor.template import Piece, Template, encode_pieces
 from vlm.processor.tokenizer import Tokenizer
@@ -36,6 +39,31 @@ class Row:
     prompt: Prompt
     labels: tuple[int, ...]
     rounds: tuple[int, ...]
+
+
+def read_conversations(path: Path) -> Iterator[tuple[Message, ...]]:
+    """Conversations of a JSONL file, one a line: {"messages": [...]} of the chat-completions kind, the last one the assistant's.
+
+    Names of pictures are taken as relative to the file. ``vlm corrections`` writes such files.
+
+    Raises:
+        PromptError: a line that is no conversation with an answer, by its number.
+    """
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                *asked, answer = json.loads(line)["messages"]
+                if answer["role"] != "assistant" or not isinstance(answer["content"], str):
+                    raise ValueError("the last message is not the assistant's")
+                turns = (*parse_messages(asked), Message("assistant", (TextPart(answer["content"]),)))
+            except (ValueError, KeyError, TypeError, PromptError) as error:
+                remedy = "end it with a message of the assistant"
+                raise PromptError(f"is no conversation to learn ({error})", source=f"{path}, line {number}", remedy=remedy) from error
+            yield tuple(replace(turn, parts=tuple(_beside(part, path) for part in turn.parts)) for turn in turns)
+
+
+def _beside(part: TextPart | ImagePart, path: Path) -> TextPart | ImagePart:
+    return ImagePart(path.parent / part.image) if isinstance(part, ImagePart) and isinstance(part.image, str) else part
 
 
 def training_row(template: Template, tokenizer: Tokenizer, turns: Sequence[Message], *, header: bool = False, everywhere: Sequence[str] = ()) -> Row:

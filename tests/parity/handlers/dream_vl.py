@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests.parity.cases import Case
 from tests.parity.dream_like import Generations
 from tests.parity.prompted import Prompts
 from tests.parity.vision import Qwen
@@ -15,9 +14,3 @@ PROMPTS = Prompts()
 RUNS = Generations(PROMPTS)
 HANDLERS = {**VISION.handlers, "prompt": PROMPTS.check, "logits": PROMPTS.logits, "gen": RUNS.run, "train": RUNS.train}
 
-
-def skip(case: Case) -> str | None:
-    """Left-padded batches: the released loop, pooling its rows, takes a less probable cell than its rule says; see docs/families/dream-vl.md."""
-    if case.kind == "gen" and case.id.endswith("batch_leftpad"):
-        return "not matched: in its second step the reference commits a cell less probable than its neighbour (docs/families/dream-vl.md)"
-    return None
