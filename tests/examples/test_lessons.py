@@ -77,15 +77,21 @@ def test_shortened_slots_hold_whole_values(name):
 @pytest.mark.parametrize("name", MAKERS)
 def test_pointers_point_at_the_character_they_copy(name):
     right = copied = unknown = cells = told = 0
-    for query, lesson, tokens, _ in lessons(name, 6):
+    ends = [TOKENIZER.special[n] for n in ("<|pad|>", "<|eos|>")]
+    for query, lesson, tokens, scaffold in lessons(name, 6):
         assert lesson.pointer[~lesson.answer].tolist() == [NOWHERE] * int((~lesson.answer).sum())
-        cells += int(lesson.answer.sum())
-        unknown += int((lesson.pointer == UNKNOWN).sum()) if query.schema else 0  # counts have no single reason
+        written = lesson.answer & ~np.isin(lesson.ids, ends)
+        cells += int(written.sum())
+        unknown += int((lesson.pointer[written] == UNKNOWN).sum()) if query.schema else 0  # counts have no single reason
         for cell in np.flatnonzero(lesson.pointer >= 0):
             entry, char = int(lesson.pointer[cell]), text_of([lesson.ids[cell]])
-            reasons = query.values[""].boxes if "" in query.values else []
+            if lesson.ids[cell] in ends:  # a value ends where something else comes
+                assert entry == lesson.pointer[cell - 1] + 1
+                continue
+            value = query.values[scaffold.slots[lesson.slots.slot[cell] - 1].pointer] if scaffold else query.values.get("")
+            reasons = value.boxes if value else []
             if query.task == "ground" or reasons:
-                want, box = reasons[cell] if reasons else query.box, tokens.boxes[entry]
+                want, box = reasons[lesson.slot_index[cell] - 1] if reasons else query.box, tokens.boxes[entry]
                 x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
                 assert want[0] <= x <= want[2] and want[1] <= y <= want[3]
                 if reasons and tokens.kind[entry] == CHAR:  # a letter of the thing's name

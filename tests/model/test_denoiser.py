@@ -10,7 +10,7 @@ from PIL import Image
 from tests.tiny import tiny_model
 from vlm.decoding.canvas import Canvas
 from vlm.engine import SHORT_SLOT, PocketEngine, spare_pads
-from vlm.families.pocket import PocketModel, Slots
+from vlm.families.pocket import PocketModel
 from vlm.processor.messages import ImagePart, Message, TextPart
 from vlm.processor.template import POCKET
 from vlm.processor.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def test_packed_rows_equal_the_padded_forward(engine):
     asked = canvas.open.clone()
     asked[2, 7:] = False
     found = denoiser(canvas, asked)
-    slots = Slots(canvas.slot_index, denoiser._slot.expand_as(canvas.ids), denoiser._keys, denoiser._kind, denoiser._item)
+    slots = replace(denoiser._slots, index=canvas.slot_index, slot=denoiser._slot.expand_as(canvas.ids))
     with torch.inference_mode():
         hidden, pointing = engine.model.canvas(canvas.ids, canvas.valid, slots, denoiser.prefix)
         logits = engine.model.cell_logits(hidden[asked], pointing.copied[asked])

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from tests.vision.pictures import ROBUSTNESS, corners, encoded, near, noise, quarters, robustness_rows
+from vision import loading
 from vision.errors import ImageError, ImageFormatError, ImageNotFoundError, ImageTooLargeError, ImageTruncatedError, VLMError
 from vision.loading import FORMATS, LoadedImage, load_image, to_rgb
 
@@ -324,7 +325,8 @@ def test_damage_is_a_typed_error_or_a_picture(kind):
         (b"plain text", "not an image"), (b"version https://git-lfs.github.com/spec/v1\n", "LFS"), (b"\x89PNG\r\n", "not an image"),
     ],
 )  # fmt: skip
-def test_other_files_are_named(data, word):
+def test_other_files_are_named(data, word, monkeypatch):
+    monkeypatch.setattr(loading, "_heif_plugin", lambda: False)
     with pytest.raises(ImageFormatError, match=word) as caught:
         load_image(data)
     assert caught.value.remedy
@@ -380,7 +382,8 @@ ABSENT = pytest.param(None, marks=pytest.mark.skip(reason=f"no data pack at {ROB
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row["id"]) for row in robustness_rows()] or [ABSENT])
-def test_robustness_pack(row):
+def test_robustness_pack(row, monkeypatch):
+    monkeypatch.setattr(loading, "_heif_plugin", lambda: False)
     source = ROBUSTNESS / row["file"]
     if row.get("needs"):  # the optional decoders are not part of loading: one error that names the kind
         with pytest.raises(ImageFormatError, match={"pdf": "PDF", "heif": "HEIF"}[row["needs"]]):
