@@ -98,6 +98,7 @@ class Calibration:
         """Write it beside the weights."""
         data = {kind: {"x": getattr(self, kind).x, "y": getattr(self, kind).y} for kind in KINDS}
         text = json.dumps({**data, "weights": self.weights, "samples": self.samples, "about": self.about}, indent=1)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
