@@ -120,6 +120,7 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path, tree: Schema | 
 
 
 def pyarrow_module() -> Any:
+    """pyarrow, or a DependencyError that says how to get it."""
     try:
         import pyarrow
     except ImportError as error:

@@ -25,7 +25,7 @@ from vlm.decoding.presets import DEFAULT, PRESETS, known_options, preset
 from vlm.errors import ContextLengthError, OptionError
 from vlm.families.pocket import PackedMemory, PackedPocket, PocketModel, Prefix, Slots, Words
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
-from vlm.processor.prompt import Prompt, check_context
+from vlm.processor.prompt import Prompt, lay_out_within
 from vlm.processor.template import POCKET
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.words import prompt_words
@@ -208,7 +208,6 @@ class PocketDenoiser:
             found.logits[:, self.null] += self.null_bias
         return Prediction(found.logits, torch.where(nowhere, -1, source), weight)
 
-
     def _note(self, chances: Tensor, canvas: Canvas, cells: Tensor) -> None:
         assert self.pointed is not None
         for n, (row, column) in enumerate(cells.nonzero().tolist()):
@@ -325,8 +324,7 @@ class PocketEngine:
         layouts, tokens, features, places = [], [], [], []
         for prompt, readings in zip(prompts, pictures, strict=True):
             kept = [r.tokens.clipped(self.max_visual) for r in readings]
-            check_context(prompt, [len(k) for k in kept], answer_cells, limit)
-            layout = prompt.lay_out([len(k) for k in kept])
+            layout = lay_out_within(prompt, [len(k) for k in kept], answer_cells, limit)
             layouts.append(layout)
             for k, r in zip(kept, readings, strict=True):
                 tokens.append(k)

@@ -59,7 +59,7 @@ class Filling:
         for frame in self.frames():
             yield self._partial(frame)
         canvas = self.filled.canvas
-        last = Frame(int(canvas.step.max()), canvas.ids.clone(), canvas.states(canvas.masked), canvas.commit_confidence.clone(), canvas.forwards.clone())
+        last = Frame.of(canvas, int(canvas.step.max()), canvas.masked)
         part = self._partial(last)
         part.result = [finish(result, row) for row, result in enumerate(self._results())]
         yield part

@@ -16,7 +16,7 @@ from vlm.errors import OptionError
 from vlm.families.diffusion_gemma import NO_THOUGHT
 from vlm.families.family import Picture
 from vlm.processor.messages import Messages
-from vlm.processor.prompt import Prompt, check_context
+from vlm.processor.prompt import Prompt, lay_out_within
 from vlm.processor.tokenizer import Tokenizer
 from vlm.published import PublishedEngine
 from vlm.structure.scaffold import Scaffold
@@ -82,8 +82,7 @@ class GemmaEngine(PublishedEngine):
         cells = -(-answer_cells // self.canvas_length) * self.canvas_length
         layouts = []
         for prompt, seen in zip(prompts, pictures, strict=True):
-            check_context(prompt, [len(p) for p in seen], cells, self.config.max_position_embeddings)
-            layouts.append(prompt.lay_out([len(p) for p in seen]))
+            layouts.append(lay_out_within(prompt, [len(p) for p in seen], cells, self.config.max_position_embeddings))
         width = max(layout.length for layout in layouts)
         ids = torch.full((len(layouts), width), self.config.pad_token_id)
         valid = torch.zeros(len(layouts), width, dtype=torch.bool)

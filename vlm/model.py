@@ -128,7 +128,7 @@ class DiffusionVLM:
         Raises:
             SchemaError: with the JSON pointer of the culprit.
         """
-        scaffold = compile_scaffold(parse_schema(schema, lenient=lenient), self.tokenizer, symbols=self.engine.symbols)
+        scaffold = self._scaffold(schema, lenient=lenient)
         plan = self.engine.plan(decoding)
 
         def run(readings: list[Any]) -> list[Result]:
@@ -156,8 +156,7 @@ class DiffusionVLM:
         _check_words(instruction, "instruction")
         if isinstance(self.engine, PocketEngine):
             return self._point(self.engine, images, instruction, candidates, min_confidence, on_error, decoding)
-        scaffold = compile_scaffold(parse_schema(action_schema()), self.tokenizer, symbols=self.engine.symbols, gated=True)
-        plan = self._in_one(self.engine.plan({"max_forwards": 3, **decoding}), decoding)
+        scaffold, plan = self._grounding(decoding)
         drawn = self._in_one(self.engine.plan({"max_forwards": 3, "temperature": 1.0, **decoding}), decoding)
 
         def run(readings: list[Any]) -> list[Result]:
@@ -172,6 +171,15 @@ class DiffusionVLM:
 
         return self._over(images, run, on_error)
 
+    def _grounding(self, decoding: dict[str, Any]) -> tuple[Scaffold, Plan]:
+        """What is filled in for a grounding request, and how: a model that points names a place, others write numbers."""
+        if isinstance(self.engine, PocketEngine):
+            return self._scaffold(POINTING_SCHEMA), self.engine.plan(decoding)
+        return self._scaffold(action_schema(), gated=True), self._in_one(self.engine.plan({"max_forwards": 3, **decoding}), decoding)
+
+    def _scaffold(self, schema: Any, *, lenient: bool = False, gated: bool | None = None) -> Scaffold:
+        return compile_scaffold(parse_schema(schema, lenient=lenient), self.tokenizer, symbols=self.engine.symbols, gated=gated)
+
     @staticmethod
     def _in_one(plan: Plan, decoding: dict[str, Any]) -> Plan:
         """A plan that looks at a short canvas as a whole, unless blocks were asked for."""
@@ -180,8 +188,7 @@ class DiffusionVLM:
     def _point(
         self, engine: PocketEngine, images: Images, instruction: str, candidates: int, least: float, on_error: str | None, decoding: dict[str, Any]
     ) -> Any:
-        scaffold = compile_scaffold(parse_schema(POINTING_SCHEMA), self.tokenizer)
-        plan = self.engine.plan(decoding)
+        scaffold, plan = self._grounding(decoding)
         first = scaffold.by_pointer["/target"].start
 
         def run(readings: list[Reading]) -> list[Result]:
@@ -257,7 +264,7 @@ class DiffusionVLM:
 
     def stream_extract(self, image: Any, schema: Any, *, lenient: bool = False, growth: int = 0, **decoding: Any) -> Iterator[Partial]:
         """Like :meth:`extract` for one image, yielding each step with its ``slots``; the last item carries the result."""
-        scaffold = compile_scaffold(parse_schema(schema, lenient=lenient), self.tokenizer, symbols=self.engine.symbols)
+        scaffold = self._scaffold(schema, lenient=lenient)
         plan = self.engine.plan(decoding)
         seen = self._look(0, image)
         prompt = self._prompt(self.engine.extraction(scaffold), plan)
@@ -268,9 +275,7 @@ class DiffusionVLM:
         """Like :meth:`ground` for one image, yielding each step; the last item carries the result. Only models that point list candidates."""
         _check_words(instruction, "instruction")
         pointing = isinstance(self.engine, PocketEngine)
-        schema = parse_schema(POINTING_SCHEMA if pointing else action_schema())
-        scaffold = compile_scaffold(schema, self.tokenizer, symbols=self.engine.symbols, gated=not pointing)
-        plan = self.engine.plan(decoding) if pointing else self._in_one(self.engine.plan({"max_forwards": 3, **decoding}), decoding)
+        scaffold, plan = self._grounding(decoding)
         seen = self._look(0, image)
         prompt = self._prompt(instruction if pointing else REQUEST.format(instruction=instruction), plan)
         filling = Filling(self.engine, [prompt], [[seen.reading]], scaffold, plan, by_first_cell=pointing, calibration=self.calibration)
@@ -393,7 +398,7 @@ class DiffusionVLM:
             yield Partial(frame, [text_so_far(self.tokenizer, ids, state, self.engine.stop_ids) for ids, state in rows])
         ms = (time.perf_counter() - start) * 1000 / count
         results = [self._answer(canvas, row, ms) for row in range(count)]
-        last = Frame(int(canvas.step.max()), canvas.ids.clone(), canvas.states(canvas.masked), canvas.commit_confidence.clone(), canvas.forwards.clone())
+        last = Frame.of(canvas, int(canvas.step.max()), canvas.masked)
         yield Partial(last, [r.text for r in results], results)
 
     def _answer(self, canvas: Canvas, row: int, ms: float) -> Result:

@@ -22,7 +22,7 @@ from vlm.engine import Locator, Plan, check_masks, seed_of
 from vlm.errors import OptionError, PromptError
 from vlm.families.family import Family, Picture
 from vlm.processor.messages import Messages
-from vlm.processor.prompt import Prompt, PromptLayout, check_context
+from vlm.processor.prompt import Prompt, PromptLayout, lay_out_within
 from vlm.processor.tokenizer import Tokenizer
 from vlm.structure.fields import ChoiceField
 from vlm.structure.lift import Symbols
@@ -180,8 +180,7 @@ class PublishedEngine:
         """
         layouts = []
         for prompt, seen in zip(prompts, pictures, strict=True):
-            check_context(prompt, [len(p) for p in seen], answer_cells, self.config.max_position_embeddings)
-            layouts.append(prompt.lay_out([len(p) for p in seen]))
+            layouts.append(lay_out_within(prompt, [len(p) for p in seen], answer_cells, self.config.max_position_embeddings))
         width = max(layout.length for layout in layouts)
         ids = torch.full((len(layouts), width), self.config.pad_token_id)
         valid = torch.zeros(len(layouts), width, dtype=torch.bool)

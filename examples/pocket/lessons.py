@@ -14,15 +14,13 @@ from examples.pocket.sample import Query, Sample, Value
 from vision.lines import Detections
 from vision.reader import COLORS, THINGS
 from vision.tokens import BLANK, CHAR, GAP, ROW_END, SPELLED, THING, Things, VisualTokens, assemble, name_of
-from vlm.backbone.slots import SlotTable
+from vlm.backbone.slots import NUMBERS, SlotTable
 from vlm.processor.tokenizer import Tokenizer
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
 from vlm.training.losses import NOWHERE, UNKNOWN
 
 COLON = CHAR_CLASS[":"]
-#: Kinds of slots that copy over what is no part of a number.
-NUMBERS = ("integer", "number")
 _ALIKE = ["O0QDo", "I1l|i!", "S5s$", "B8", "Z2z", "G6C", "gq9", "uvU", "VvYy", "ce", "rn", "mn", "hb", ".,:;", "'`\"", "-_~", "tf", "Kk", "Xx", "Pp", "Ww", "({[", ")}]", "/\\|", "a@o"]
 _TWINS: dict[int, list[int]] = {}
 for _group in _ALIKE:

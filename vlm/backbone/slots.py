@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 KEY_WORDS, ITEMS = 4, 24
 #: Kinds of slots; 0 is free text without a schema.
 KINDS = ("", "string", "integer", "number", "boolean", "enum", "date", "time", "date-time", "other")
+#: Those of numbers, which are copied over what is no part of a number.
+NUMBERS = ("integer", "number")
 
 
 @dataclass(frozen=True)

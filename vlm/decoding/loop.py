@@ -99,6 +99,11 @@ class Frame:
     confidence: Tensor
     forwards: Tensor
 
+    @classmethod
+    def of(cls, canvas: Canvas, step: int, before: Tensor) -> Frame:
+        """The canvas as it stands; `before` [B, L] are the cells that were masked before the step."""
+        return cls(step, canvas.ids.clone(), canvas.states(before), canvas.commit_confidence.clone(), canvas.forwards.clone())
+
 
 def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Sequence[int] = 0, noise: Noise | None = None) -> Iterator[Frame]:
     """Fill the canvas in place, yielding a frame per step.
@@ -153,7 +158,7 @@ def decode(denoiser: Denoiser, canvas: Canvas, recipe: Recipe, *, seed: int | Se
         if recipe.length is not None:
             canvas = recipe.length(canvas)
         recipe.stop(canvas)
-        yield Frame(number, canvas.ids.clone(), canvas.states(before), canvas.commit_confidence.clone(), canvas.forwards.clone())
+        yield Frame.of(canvas, number, before)
 
 
 def _window(denoiser: Denoiser, recipe: Recipe) -> Window:

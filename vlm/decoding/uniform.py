@@ -242,7 +242,7 @@ class Renoise:
                 guess = guess[block.running[rows].to(guess.device)]
             if left == 1 or not bool(block.running.any()):
                 self._commit(canvas, recipe, block)
-                yield Frame(0, canvas.ids.clone(), canvas.states(before), canvas.commit_confidence.clone(), canvas.forwards.clone())
+                yield Frame.of(canvas, 0, before)
                 return
             yield self._frame(canvas, block, ran)
 

@@ -18,12 +18,12 @@ from vlm.backbone.config import BackboneConfig
 from vlm.backbone.copy_head import Chain, CopyHead, CopyHeadConfig, CopyMemory, Pointing
 from vlm.backbone.model import DiffusionBackbone
 from vlm.backbone.packed import Packed, PackedPrefix
-from vlm.backbone.slots import KEY_WORDS, KINDS, SlotEmbedding, SlotTable
+from vlm.backbone.slots import KEY_WORDS, KINDS, NUMBERS, SlotEmbedding, SlotTable
 from vlm.errors import ConfigError
 
 #: Characters a number is written with, besides what the schema's automaton leaves out anyway.
 NUMERIC = "0123456789.-"
-_NUMBERS = torch.tensor([KINDS.index("integer"), KINDS.index("number")])
+_NUMBERS = torch.tensor([KINDS.index(kind) for kind in NUMBERS])
 
 
 def default_backbone() -> BackboneConfig:

@@ -84,6 +84,12 @@ class Prompt:
         return PromptLayout(ids, tuple(spans))
 
 
+def lay_out_within(prompt: Prompt, media_lengths: Sequence[int], answer_cells: int, limit: int) -> PromptLayout:
+    """``prompt.lay_out(media_lengths)`` if it leaves room for the answer; ContextLengthError otherwise."""
+    check_context(prompt, media_lengths, answer_cells, limit)
+    return prompt.lay_out(media_lengths)
+
+
 def check_context(prompt: Prompt, media_lengths: Sequence[int], answer_cells: int, limit: int) -> int:
     """Positions that prompt and answer need together; ContextLengthError, with the numbers, when beyond `limit`."""
     media = sum(media_lengths)
