@@ -226,7 +226,7 @@ def extract_iter(
         schema: in any form that :func:`app.schemas.find_schema` knows, a built-in name among them.
         model: None loads pocket. batch_size: rows computed together; None: as the model has it.
         pages: such as ``1-3,7``. options: further ones of opening files. shard: ``i/n``.
-        decoding: ``preset``, ``seed`` and the preset's options.
+        decoding: ``preset``, ``seed`` and the preset's options; ``lenient=True`` for schemas with keywords that cannot be guaranteed.
 
     Raises:
         SchemaError, OptionError: the request cannot be met; at once. Pages that fail are rows with status 'error'.

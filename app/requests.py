@@ -38,8 +38,11 @@ class Request:
 
     @classmethod
     def extract(cls, schema: Any, decoding: dict[str, Any] | None = None, dpi: float = 0.0) -> Request:
-        """Fill a schema, given in any form that :func:`app.schemas.find_schema` knows; raises SchemaError."""
-        tree, text = parsed(schema)
+        """Fill a schema, given in any form that :func:`app.schemas.find_schema` knows; raises SchemaError.
+
+        ``lenient=True`` among the decoding options leaves out keywords that cannot be guaranteed; rows warn of them.
+        """
+        tree, text = parsed(schema, lenient=bool((decoding or {}).get("lenient")))
         return cls("extract", tree=tree, schema=text, decoding=dict(decoding or {}), dpi=dpi)
 
     @classmethod

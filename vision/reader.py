@@ -49,7 +49,7 @@ class ReaderConfig:
     stem: tuple[int, int] = (32, 64)
     width: int = 160
     stem_blocks: int = 2
-    blocks: int = 4
+    blocks: int = 6
     alphabet: str = ALPHABET
     things: tuple[str, ...] = THINGS
     colors: tuple[str, ...] = COLORS

@@ -23,8 +23,8 @@ from vision.tokens import Things, VisualTokens, assemble, detect, detect_things
 LOWEST, IDEAL, HIGHEST = 10.5, 14.5, 19.0
 #: Pixels the tower takes at once; larger pages are cut into tiles whose cores are about TILE_SIDE wide and high at most.
 TILE_PIXELS, TILE_SIDE = 2_600_000, 1280
-#: Pixels of context around a core: at least what a cell of the default tower sees (87 to each side).
-OVERLAP = 96
+#: Pixels of context around a core: at least what a cell of the default tower sees (119 to each side).
+OVERLAP = 120
 #: Pixels beyond which a page is scaled down whatever its text.
 MAX_READ_PIXELS = 12_000_000
 #: Fewer characters than this of this score say nothing about the size of the text.

@@ -48,12 +48,13 @@ def find_schema(schema: Any) -> Any:
     raise SchemaError(what, source=schema, remedy=remedy)
 
 
-def parsed(schema: Any) -> tuple[Schema, str]:
-    """(compiled schema, its JSON text) of a schema in any form; the text is what rows know it by."""
+def parsed(schema: Any, lenient: bool = False) -> tuple[Schema, str]:
+    """(compiled schema, its JSON text) of a schema in any form; the text is what rows know it by. `lenient`: see
+    :func:`vlm.structure.schema.parse_schema`."""
     from vlm.structure.schema import parse_schema, read_source
 
     source = find_schema(schema)
-    return parse_schema(source), json.dumps(read_source(source), separators=(",", ":"))
+    return parse_schema(source, lenient=lenient), json.dumps(read_source(source), separators=(",", ":"))
 
 
 def _from_file(path: Path) -> Any:

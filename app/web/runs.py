@@ -17,7 +17,8 @@ from vlm.results import Result
 
 FRAME = 0.04  # seconds between two pictures of a running canvas
 #: Requests to the model wait for each other; all events that compute share this name.
-QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+#: A request that was stopped still counts as running in the browser for a moment; unless every click counts, the next one is lost.
+QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "trigger_mode": "multiple"}
 #: Handlers are for this page, not an interface for programs.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 

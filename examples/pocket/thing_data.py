@@ -75,10 +75,7 @@ def draw(job: tuple[str, int, str]) -> dict[str, np.ndarray]:
     kind, seed, root = job
     rng = np.random.default_rng((seed, 77))
     if kind == "screen":
-        sample = screens.make(rng, size=(512, 384))
-        pixels = render(sample, rng, float(rng.choice([0.0, 0.0, 0.2])))
-        assert sample.page is not None
-        return _arrays(pixels, sample.page, sample.things)
+        return _screen(rng)
     if kind == "document":
         return _document(rng)
     if kind == "drawn":
@@ -92,11 +89,8 @@ def draw(job: tuple[str, int, str]) -> dict[str, np.ndarray]:
     return _arrays(pixels, Page(8, 8), things)
 
 
-def _document(rng: Rng, width: int = 384, height: int = 320) -> dict[str, np.ndarray]:
-    """A window of a document, worn and degraded like a hard reader page: real layouts, with all their empty paper."""
-    page = documents.make(rng).page
-    assert page is not None
-    zoom = float(rng.uniform(0.75, 1.3))
+def _window(page: Page, zoom: float, rng: Rng, width: int, height: int) -> tuple[int, int]:
+    """Make the page a window of itself, `zoom` times as large; returns the window's corner."""
     stretch(page, max(8, int(page.width * zoom)), max(8, int(page.height * zoom)))
     x, y = (int(rng.integers(min(0, have - want), max(0, have - want) + 1)) for have, want in ((page.width, width), (page.height, height)))
     page.image = page.image.transform((width, height), Image.Transform.EXTENT, (x, y, x + width, y + height), fillcolor=page.background)
@@ -104,6 +98,29 @@ def _document(rng: Rng, width: int = 384, height: int = 320) -> dict[str, np.nda
     page.width, page.height = width, height
     for g in page.glyphs():
         g.x0, g.x1, g.y0, g.y1 = g.x0 - x, g.x1 - x, g.y0 - y, g.y1 - y
+    return x, y
+
+
+def _screen(rng: Rng, width: int = 512, height: int = 384) -> dict[str, np.ndarray]:
+    """A window of a screen at one of the sizes that screens are shown at."""
+    zoom = 1.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(-0.25, 0.6)))
+    sample = screens.make(rng)
+    page = sample.page
+    assert page is not None
+    sx, sy = (int(side * zoom) / side for side in (page.width, page.height))
+    x, y = _window(page, zoom, rng, width, height)
+    for thing in sample.things:
+        x0, y0, x1, y1 = thing.box
+        thing.box[:] = x0 * sx - x, y0 * sy - y, x1 * sx - x, y1 * sy - y
+    pixels = render(sample, rng, float(rng.choice([0.0, 0.0, 0.2])))
+    return _arrays(pixels, page, sample.things)
+
+
+def _document(rng: Rng, width: int = 384, height: int = 320) -> dict[str, np.ndarray]:
+    """A window of a document, worn and degraded like a hard reader page: real layouts, with all their empty paper."""
+    page = documents.make(rng).page
+    assert page is not None
+    _window(page, float(rng.uniform(0.75, 1.3)), rng, width, height)
     if rng.random() < 0.4:
         worn(page, rng)
     pixels = page.finish(rng, hardness=float(rng.choice([0.2, 0.6, 1.0])), turn=2.5)

@@ -62,6 +62,15 @@ def test_json_rows(vlm, picture, schema):
     assert row["usage"]["forwards"] >= 1 and row["usage"]["ms"] > 0
 
 
+def test_lenient_schemas_are_filled_and_rows_say_what_was_not_checked(vlm, picture):
+    path, schema = picture(), json.dumps({**SCHEMA, "not": {"required": ["odd"]}})
+    code, out, err = vlm("extract", path, "--schema", schema, "--json")
+    assert code != 0 and not out and "/not" in err
+    code, out, _ = vlm("extract", path, "--schema", schema, "--json", "--lenient")
+    (row,) = rows_of(out)
+    assert code == 0 and any("not checked" in warning for warning in row["warnings"])
+
+
 def test_folder_keeps_every_file(vlm, picture, schema, tmp_path):
     for index in range(5):
         picture(f"in/{index}.png", seed=index)

@@ -16,7 +16,7 @@ import torch
 from tests.checkpoints import tiny
 from vlm.checkpoints.keymap import from_published, to_published
 from vlm.checkpoints.load import inspect, load
-from vlm.checkpoints.shards import Shards, read_tensor
+from vlm.checkpoints.shards import Shards, map_tensor, read_tensor
 from vlm.checkpoints.write import save_published
 from vlm.errors import CheckpointError
 
@@ -265,6 +265,18 @@ def test_peak_memory_is_the_model_and_one_tensor(tmp_path: Path) -> None:
         returned, used = map(int, done.stdout.split())
         assert size - 16e6 < used < size + largest + 16e6
         assert (returned < 0.7 * size) == (how == "mapped")
+
+
+def test_parts_that_lie_one_after_the_other_are_one_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates and ups of Qwen's layout do; queries, keys and values do not."""
+    seen: list[str] = []
+    monkeypatch.setattr("vlm.checkpoints.load.map_tensor", lambda stored, rows=None: (seen.append(stored.key), map_tensor(stored, rows=rows))[1])
+    folder = tiny.write(tmp_path, "dream")
+    model = load(folder).model
+    assert any("gate_proj" in key for key in seen) and not any("up_proj" in key or "q_proj.weight" in key for key in seen), seen
+    layer, state = model.backbone.blocks[0], tiny.tensors("dream")
+    parts = [state[key] for key in sorted(state) if "layers.0.mlp.gate" in key or "layers.0.mlp.up" in key]
+    assert len(parts) == 2 and torch.equal(layer.gate_up.weight, torch.cat(parts))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,14 +19,15 @@ WORDS = ("total", "name", "tax", "due", "city")
 
 
 def tiny_model(seed: int = 0, kv_heads: int = 2) -> PocketModel:
-    """Pocket with two layers of width 32 and every part switched on; the adapter's feature path is not zero."""
+    """Pocket with two layers of width 32 and every part switched on; what begins with zero weights has others."""
     torch.manual_seed(seed)
     backbone = BackboneConfig(
         vocab_size=416, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=kv_heads, intermediate_size=48, qk_norm=True, tie_embeddings=True,
         mask_token_id=1, pad_token_id=0, eos_token_id=3, bos_token_id=2, slot_positions=97, copy_head=CopyHeadConfig(key_dim=16, layer=1),
     )  # fmt: skip
     model = PocketModel(PocketConfig(ReaderConfig(stem=(4, 8), width=12, stem_blocks=1, blocks=1), backbone))
-    torch.nn.init.normal_(model.adapter.features.weight, std=0.1)
+    for layer in (model.adapter.features, model.mentions.seen, model.mentions.told):
+        torch.nn.init.normal_(layer.weight, std=0.1)
     return model
 
 
@@ -69,7 +70,7 @@ def random_pages(seed: int = 0, width: int = 12) -> list[tuple[VisualTokens, np.
     rng = np.random.default_rng(seed)
     pages = []
     for i, n in enumerate((9, 14, 5)):
-        instructions = [[280 + j] * (j + 1) if i == 2 else [] for j in range(3)]
+        instructions = [[int(t) for _ in range(j) for t in (rng.integers(337, 363), 280)] if i == 2 else [] for j in range(3)]  # letters and marks
         features = rng.random((n, width), np.float32) if i else None
         pages.append((random_tokens(rng, n), features, [random_lesson(rng, n, x) for x in instructions]))
     return pages

@@ -27,6 +27,9 @@ from kernels.linear import Linear
 
 #: Log-probability that the prior gives at least, so that a cell of its own opinion can always win.
 FLOOR = -10.0
+#: By how much the guess of a slot's start is sharpened when answers are decoded: cells that decide at the same time should
+#: follow one guess, not the mean of two. Learning wants the soft one.
+DECIDED = 5.0
 #: Kinds of breaks that are counted, and up to how many.
 BREAKS, MOST_BREAKS = 3, 3
 #: Figures about a slot's start: best hint, hint where it starts, its greatest and its 'nowhere' probability, best label.
@@ -155,7 +158,8 @@ class CopyHead(nn.Module):
         own = self._logits(self.query(hidden), self.gain[0], keys, valid)  # [n, P+1]
         start, evidence = self._start(hidden[first], hint, label, keys, valid, chain)
         held = torch.where(keyed, 1.0, 1 - start[:, -1].exp())[slot].unsqueeze(1)
-        scores = own + self.prior * held * self._moved(start.clamp_min(FLOOR), slot, place, number, memory.numeric[row])
+        guess = start if self.training else torch.log_softmax(start * DECIDED, dim=-1)
+        scores = own + self.prior * held * self._moved(guess.clamp_min(FLOOR), slot, place, number, memory.numeric[row])
         attention = torch.softmax(scores, dim=-1)
         seen = attention[:, :-1].to(memory.values.dtype)
         crossed = _expected(attention, memory.breaks[row]) - _expected(start.exp(), memory.breaks[row])[slot]  # [n, BREAKS]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -286,7 +290,7 @@ def fill(
         missing[w.name] = missing.get(w.name, 0) + 1
     state: dict[str, Tensor] = {}
     size = sum(shards.tensors[key].nbytes for key in parts)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="loading", disable=None if size >= SHOW_FROM else True) as bar:
+    with _Readers() as readers, tqdm(total=size, unit="B", unit_scale=True, desc="loading", disable=None if size >= SHOW_FROM else True) as bar:
         for stored in shards.in_file_order(parts):
             w, part = parts[stored.key]
             want, kind = expected[w.name], kinds[w.name]
@@ -295,9 +299,9 @@ def fill(
             if placement is not None and home is None and placement.refer(w, stored, want.shape, kind):
                 state[w.name] = torch.empty(want.shape, dtype=kind, device="meta")
                 continue
-            rows = want.shape[0] if w.elastic else None
-            if mapped and home is not None and home.type == "cpu" and _in_place(w, stored, want, kind):
-                state[w.name] = map_tensor(stored, rows=rows).view(want.shape)
+            if mapped and home is not None and home.type == "cpu" and (run := _in_place(w, shards, want, kind)) is not None:
+                if w.name not in state:
+                    state[w.name] = map_tensor(run, rows=want.shape[0] if w.elastic else None).view(want.shape)
                 continue
             if w.name not in state:
                 state[w.name] = torch.empty(want.shape, dtype=kind, device=home or "cpu")
@@ -305,19 +309,56 @@ def fill(
             for before in w.parts[: w.parts.index(part)]:
                 start += torch.Size(before.shape).numel()
             count = want.numel() if w.elastic else torch.Size(part.shape).numel()
-            read_into(stored, target.view(-1)[start : start + count])
+            readers.start(stored, target.view(-1)[start : start + count])
             missing[w.name] -= 1
             if placement is not None and home is None and not missing[w.name]:
+                readers.finish()
                 placement.spill(w.name, state[w.name])
                 state[w.name] = torch.empty(want.shape, dtype=kind, device="meta")
     model.load_state_dict(state, strict=False, assign=True)
     restore_buffers(model, device)
 
 
-def _in_place(weight: Weight, stored: Stored, want: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a parameter can be a view of its file."""
-    whole = len(weight.parts) == 1 and (weight.elastic or math.prod(stored.shape) == want.numel())
-    return whole and stored.dtype == dtype and stored.start % dtype.itemsize == 0 and want.numel() > 0
+def _in_place(weight: Weight, shards: Shards, want: Tensor, dtype: torch.dtype) -> Stored | None:
+    """The piece of a file that a parameter can be a view of; the parts of a fused one may lie one after the other (files are
+    in order of names, and gates come just before ups)."""
+    found = [shards.tensors.get(part.key) for part in weight.parts]
+    if any(stored is None or stored.dtype != dtype for stored in found) or not want.numel():
+        return None
+    pieces = [stored for stored in found if stored is not None]
+    joined = all(a.file == b.file and a.start + a.nbytes == b.start for a, b in pairwise(pieces))
+    count = sum(math.prod(piece.shape) for piece in pieces)
+    whole = count == want.numel() if len(pieces) > 1 else weight.elastic or count == want.numel()
+    if not joined or not whole or pieces[0].start % dtype.itemsize:
+        return None
+    return pieces[0] if len(pieces) == 1 else replace(pieces[0], shape=(count,))
+
+
+class _Readers:
+    """Reads tensors into their places by a few threads; an error in one of them is raised here."""
+
+    THREADS = 4
+
+    def __enter__(self) -> _Readers:
+        self.pool = ThreadPoolExecutor(min(self.THREADS, os.cpu_count() or 1), "loading")
+        self.waiting: deque[Future[None]] = deque()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            self.finish()
+
+    def start(self, stored: Stored, target: Tensor) -> None:
+        """Read soon; at most a few tensors are under way."""
+        self.waiting.append(self.pool.submit(read_into, stored, target))
+        while len(self.waiting) > 2 * self.THREADS:
+            self.waiting.popleft().result()
+
+    def finish(self) -> None:
+        """Everything is read."""
+        while self.waiting:
+            self.waiting.popleft().result()
 
 
 def restore_buffers(model: nn.Module, device: torch.device) -> None:

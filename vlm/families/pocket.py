@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vision.adapter import ReaderAdapter, VisualBatch
+from vision.mentions import Mentions
 from vision.reader import ReaderConfig, ReaderTower
 from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING
 from vision.words import ROLES, WordEmbedding, WordMatch
@@ -172,6 +173,7 @@ class PocketModel(nn.Module):
         self.slots = SlotEmbedding(width)
         self.match = WordMatch(KEY_WORDS)
         self.prompt_words = nn.Linear(width, width, bias=False)
+        self.mentions = Mentions(width)
         self.backbone = DiffusionBackbone(backbone)
 
     @property
@@ -180,14 +182,23 @@ class PocketModel(nn.Module):
         assert self.backbone.copy_head is not None
         return self.backbone.copy_head
 
-    def embed_prompt(self, ids: Tensor, words: Words, visual: VisualBatch | None, media: Tensor) -> Tensor:
-        """Embeddings [..., D] of prompt tokens ids [...] with the entries of `visual`, packed, at the cells `media` [...]."""
+    def embed_prompt(self, ids: Tensor, words: Words, visual: VisualBatch | None, media: Tensor, row: Tensor) -> Tensor:
+        """Embeddings [..., D] of prompt tokens ids [...] with the entries of `visual`, packed, at the cells `media` [...];
+        `row` [...] is the prompt that each is of."""
         backbone, first = self.backbone, self.config.first_char
-        embeds = backbone.embed(ids) + self.prompt_words(self.words(words.rows))[words.word]
+        vectors = self.words(words.rows)
+        told = self.prompt_words(vectors)
         if visual is None:
-            return embeds
+            return backbone.embed(ids) + told[words.word]
         table = backbone.embed(torch.arange(first, first + len(self.config.reader.alphabet) + 1, device=ids.device))
-        seen = self.adapter(visual, table, self.words(visual.rows))
+        pages = self.words(visual.rows)
+        seen = self.adapter(visual, table, pages)
+        prompt_row, holder_row = torch.full_like(words.rows[:, 0], -1), torch.full_like(visual.lead, -1)
+        prompt_row[words.word], holder_row[visual.holder] = row, row[media]
+        prompt_row[0] = holder_row[0] = -1
+        known, mentioned = self.mentions(vectors, prompt_row, pages, visual.roles, visual.lead, holder_row)
+        embeds = backbone.embed(ids) + (told + known)[words.word]
+        seen = seen + mentioned[visual.holder]
         return embeds.masked_scatter(media.unsqueeze(-1), seen.to(embeds.dtype))
 
     def prefix(self, ids: Tensor, valid: Tensor, media: Tensor, words: Words, visual: VisualBatch | None) -> Prefix:
@@ -200,7 +211,7 @@ class PocketModel(nn.Module):
             visual: the entries of all pictures of all rows, one picture a row; None without pictures.
         """
         packed = visual.packed() if visual is not None else None
-        embeds = self.embed_prompt(ids, words, packed, media)
+        embeds = self.embed_prompt(ids, words, packed, media, torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids))
         tokens = torch.zeros(*ids.shape, self.config.backbone.vocab_size, device=ids.device)
         kind, holder = torch.full_like(ids, THING), torch.zeros_like(ids)
         labels = Labels.none(ids.shape, embeds.new_zeros(1, embeds.shape[-1]))
@@ -347,7 +358,7 @@ class PackedPocket:
         """Encode prompts; arguments as of :meth:`PocketModel.prefix`."""
         model = self.model
         shown = media[valid]
-        embeds = model.embed_prompt(ids[valid], Words(words.rows, words.word[valid]), visual.packed(), shown)
+        embeds = model.embed_prompt(ids[valid], Words(words.rows, words.word[valid]), visual.packed(), shown, valid.nonzero()[:, 0])
         positions = (valid.long().cumsum(1) - 1)[valid]
         lengths = valid.sum(1).tolist()
         prefix = self.packed.prefill(embeds, positions, lengths)
