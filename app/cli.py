@@ -48,7 +48,9 @@ def build_parser() -> Parser:
     ask.add_argument("-q", "--question", required=True, help="what to ask")
     extract = add("extract", "Fill a JSON schema from each image.", model, images, decoding)
     extract.add_argument("-s", "--schema", required=True, metavar="SCHEMA", help=_SCHEMA)
-    extract.add_argument("--lenient", action="store_true", help="leave out schema keywords that cannot be guaranteed, and say so in the rows, instead of refusing the schema")
+    extract.add_argument(
+        "--lenient", action="store_true", help="leave out schema keywords that cannot be guaranteed, and say so in the rows, instead of refusing the schema"
+    )
     ground = add("ground", "Find the widget an instruction speaks of.", model, images, decoding)
     ground.add_argument("-i", "--instruction", required=True, help="what to do on the screen")
     add("read", "Read the text of each image.", model, images)
