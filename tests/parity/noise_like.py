@@ -123,8 +123,7 @@ def run_generation(case: Case, checks: Checks) -> None:
     last = _compare(case, checks, trace, tape)
     sequences = expected(case, "sequences")
     new = sequences[:, prompt.shape[1] :]
-    known = torch.ones_like(new, dtype=torch.bool)
-    known[:, -tape.canvas_length :] = last.unsqueeze(1)
+    known = last.T.repeat_interleave(tape.canvas_length, dim=1)[:, : new.shape[1]]
     checks.equal("sequences", canvas.ids[:, : new.shape[1]][known], new[known])
     pad = settings["pad_token_id"]
     count = torch.full((len(prompt),), new.shape[1]) if pad is None else (new != pad).sum(dim=1)
@@ -213,16 +212,17 @@ def _compare(case: Case, checks: Checks, trace: Mapping[str, Tensor], tape: _Tap
     """Step by step; a row that is done is not run here, and keeps what it has there.
 
     Returns:
-        [B] rows whose last step could be compared.
+        [canvases, B] rows whose last step on a canvas could be compared.
     """
     twin, ties, lost = _Twin(case, trace, tape), 0, 0
-    sure = torch.ones(trace["canvas_in"].shape[1], dtype=torch.bool)
+    all_sure = torch.ones(1 + max(step.canvas for step in tape.steps), trace["canvas_in"].shape[1], dtype=torch.bool)
     for name in ("canvas_in", "argmax", "accepted", "finished", "logits"):
         checks.errors[name] = 0.0
     for i, step in enumerate(tape.steps):
         _same(checks, "canvas_in", i, step.ids, trace["canvas_in"][i][step.rows])
         if (name := f"processed_logits_step{i}") in case.data["expected"]:
             _logits(checks, i, step, expected(case, name)[step.rows], twin)
+        sure = all_sure[step.canvas]
         for place, row in enumerate(step.rows):
             found = {
                 "argmax": (step.best[row], trace["argmax"][i][row]), "accepted": (step.accepted[place], trace["accepted"][i][row]),
@@ -247,7 +247,7 @@ def _compare(case: Case, checks: Checks, trace: Mapping[str, Tensor], tape: _Tap
         checks.errors[f"({ties} ties)"] = 0.0
     if lost:
         checks.errors[f"({lost} of {sum(len(step.rows) for step in tape.steps)} steps beyond float32)"] = 0.0
-    return sure
+    return all_sure
 
 
 def _logits(checks: Checks, i: int, step: _Step, theirs: Tensor, twin: _Twin) -> None:
