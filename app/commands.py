@@ -109,7 +109,8 @@ def request_of(command: str, args: argparse.Namespace) -> Request:
         _check_preset(options)
     dpi = getattr(args, "dpi", 0.0)
     if command == "extract":
-        options |= {"lenient": True} if getattr(args, "lenient", False) else {}
+        if getattr(args, "lenient", False):  # bench has no such option
+            options["lenient"] = True
         return Request.extract(args.schema, options, dpi)
     if command in ("ask", "ground"):
         return Request.about(command, args.question if command == "ask" else args.instruction, options, dpi)
