@@ -1,4 +1,4 @@
-"""Reading a whole picture of any size with a ReaderTower: scale, tiles, selection.
+"""Reading a whole picture of any size with a ReaderTower: scale, a second look, tiles, selection.
 
 A page too large for one pass is cut into overlapping tiles. Each tile is as much wider than its core as the tower sees,
 and only the cells of its core are kept, so the maps are those of the whole page, and everything after is done once.
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision.lines import Detections
+from vision.pooling import pool
 from vision.reader import STRIDE, ReaderOutput, ReaderTower
 from vision.tokens import Things, VisualTokens, assemble, detect, detect_things
 
@@ -29,6 +30,8 @@ OVERLAP = 120
 MAX_READ_PIXELS = 12_000_000
 #: Fewer characters than this of this score say nothing about the size of the text.
 ENOUGH, SURE = 5, 0.9
+#: How much larger the page is shown the second time.
+SECOND = 1.15
 
 
 @dataclass
@@ -70,12 +73,13 @@ def fast_bf16(device: torch.device | None = None) -> bool:
 
 
 @torch.inference_mode()
-def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bool = True) -> Reading:
+def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bool = True, twice: bool = True) -> Reading:
     """Read an RGB picture.
 
     Args:
         tower: in evaluation mode. image: RGB. colon: character class of ':'.
-        rescale: read the page a second time, resized, if its text is too small or too large for the tower.
+        rescale: read the page again, resized, if its text is too small or too large for the tower.
+        twice: look at a page with text a second time, a little larger, and pool what was found (:mod:`vision.pooling`).
     """
     width, height = image.size
     most = (MAX_READ_PIXELS / (width * height)) ** 0.5
@@ -88,6 +92,8 @@ def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bo
             # small print is read enlarged, but widgets are known at the size they have beside small print
             look = _with_things_of(again, look) if wanted > scale else again
             scale = wanted
+    if twice and int((look.found.score > SURE).sum()) >= ENOUGH:
+        look = _pooled(look, _look(tower, image, scale * SECOND if scale * SECOND <= most else scale / SECOND))
     tokens = assemble(look.found, look.things, look.size, colon)
     features = torch.zeros(len(tokens), look.features.shape[1])
     cells = torch.from_numpy(tokens.cells)
@@ -97,11 +103,20 @@ def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bo
 
 def _with_things_of(look: _Look, other: _Look) -> _Look:
     """`look` with the things of `other`, in its own pixels; their cells are counted behind its own."""
-    sx, sy = look.size[0] / other.size[0], look.size[1] / other.size[1]
-    things = replace(
-        other.things, boxes=other.things.boxes * np.array([sx, sy, sx, sy], np.float32), cells=other.things.cells + len(look.features)
-    )
+    things = replace(other.things, boxes=other.things.boxes * _ratio(look, other), cells=other.things.cells + len(look.features))
     return replace(look, things=things, features=torch.cat((look.features, other.features)))
+
+
+def _pooled(look: _Look, other: _Look) -> _Look:
+    """`look` with the characters that both have found."""
+    found = pool(look.found, replace(other.found, boxes=other.found.boxes * _ratio(look, other)), len(look.features))
+    return replace(look, found=found, features=torch.cat((look.features, other.features)))
+
+
+def _ratio(look: _Look, other: _Look) -> NDArray[np.float32]:
+    """What turns boxes of `other` into boxes of `look`."""
+    sx, sy = look.size[0] / other.size[0], look.size[1] / other.size[1]
+    return np.array([sx, sy, sx, sy], np.float32)
 
 
 def better_scale(boxes: NDArray[np.float32], scale: float) -> float:

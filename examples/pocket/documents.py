@@ -14,6 +14,8 @@ from examples.pocket.sample import Query, Sample, Value
 from examples.pocket.words import COMMON, amount, anything, cased, digits, syllable_word
 
 KINDS = ("receipt", "invoice", "ticket", "form", "card", "table")
+#: How often a training document leaves a value out behind its label, and sets a line or marks (never dots) between the two.
+BLANK_SHARE, FILL_SHARE = 0.04, 0.15
 #: Printed labels that only held-out documents use.
 HELD_OUT_LABELS = {
     "total": ["Total Payable", "Sum"], "date": ["Dated", "Day"], "invoice_number": ["Doc No"], "name": ["Name of holder"],
@@ -102,6 +104,8 @@ def _pair(pen: Pen, concept: str, manner: str, keys: list[str], labels: list[str
     rng = pen.rng
     label = _label(concept, labels, rng, pen.held_out)
     text, canonical = say.text_for(kind, rng, pen.held_out)
+    if not pen.held_out and rng.random() < BLANK_SHARE:
+        text = ""  # a form nobody filled in here
     whole = text
     if pen.shout and kind in ("person", "word", "words", "company"):
         text = text.upper()
@@ -119,19 +123,33 @@ def _pair(pen: Pen, concept: str, manner: str, keys: list[str], labels: list[str
     else:
         pen.put(left, f"{label}{colon}", pen.bold)
         gap = pen.width(f"{label}{colon}", pen.bold) + pen.size * 0.5
+        at = left + gap if manner == "ends" else max(left + gap, left + 0.42 * (right - left))
+        text = pen.fits(text, right - at - pen.width(prefix))
         if manner == "ends":
-            text = pen.fits(text, right - left - gap - pen.width(prefix))
-            run = pen.put(right - pen.width(prefix + text), prefix + text)
-        else:
-            at = max(left + gap, left + 0.42 * (right - left))
-            text = pen.fits(text, right - at - pen.width(prefix))
-            run = pen.put(at, prefix + text)
+            at = right - pen.width(prefix + text)
+        run = pen.put(at, prefix + text)
+        if not pen.held_out and rng.random() < FILL_SHARE:
+            _fill(pen, left + gap, at - pen.size * 0.3)
         start = len(prefix)
     if text != whole:  # cut to fit: no ISO form of half a date
         fact.canonical = None
     if text:
         fact.parts = [(run, start, text)]
     return fact
+
+
+def _fill(pen: Pen, left: float, right: float) -> None:
+    """Something between a label and its value: a line, or marks that are no part of either."""
+    rng = pen.rng
+    if rng.random() < 0.4:
+        y = pen.y - float(rng.choice([0.0, 0.3])) * pen.size
+        if right > left:
+            pen.page.draw.line((left, y, right, y), fill=(90, 90, 90), width=1)
+        return
+    mark = str(rng.choice(["_", "-", "_ ", "- ", "~", "=", "*", "> "]))
+    count = int((right - left) / max(pen.width(mark), 1))
+    if count > 0:
+        pen.put(left, (mark * count).rstrip())
 
 
 def _usable(facts: list[Fact]) -> list[Fact]:
@@ -144,8 +162,8 @@ def _usable(facts: list[Fact]) -> list[Fact]:
 
 
 def _queries(facts: list[Fact], rng: Rng, held_out: bool, extra: list[Query] | None = None) -> list[Query]:
-    usable = _usable(facts)
-    made = [say.query(usable, rng, held_out) for _ in range(2 if extra else 3)] if usable else []
+    usable, empty = _usable(facts), [f for f in facts if not f.parts]
+    made = [say.query(usable, rng, held_out, empty) for _ in range(2 if extra else 3)] if usable else []
     return [q for q in made if q is not None] + (extra or [])
 
 
@@ -371,14 +389,21 @@ def table(rng: Rng, held_out: bool) -> Sample:
     """A table with a header row; asked for as an array of its rows."""
     size = int(rng.integers(12, 18))
     count, columns = int(rng.integers(2, 6)), int(rng.integers(2, 4))
+    columns += int(not held_out and rng.random() < 0.25)
     pen = _pen(rng, held_out, int(size * (7 + 9 * columns)) // 8 * 8, size, mono=0.2)
     entries = list(_concepts(rng, ["name", "quantity", "price", "date", "status", "id_number", "seat", "department"], columns, 0.4, held_out))
     if rng.random() < 0.5:
         _title(pen, ["List", "Table", "Orders", "Members"])
     span = (pen.right - pen.left) / columns
     keys = [str(rng.choice(e[1])) for e in entries]
+    shift = rng.choice([0.0, 0.0, 0.5, 1.0], columns) if not held_out else np.zeros(columns)  # left, middle or right of its column
+
+    def cell(c: int, text: str, font: FontFile | None = None) -> Run:
+        slack = max(0.0, span - pen.size - pen.width(text, font))
+        return pen.put(pen.left + c * span + shift[c] * slack, text, font)
+
     for c, e in enumerate(entries):
-        pen.put(pen.left + c * span, pen.fits(str(rng.choice(e[2])), span - 6) or "No", pen.bold)
+        cell(c, pen.fits(str(rng.choice(e[2])), span - 6) or "No", pen.bold)
     lined = rng.random() < 0.5
     pen.feed(1.1)
     values: dict[str, Value | None] = {}
@@ -391,8 +416,7 @@ def table(rng: Rng, held_out: bool) -> Sample:
         entry: dict[str, Any] = {}
         for c, (e, key) in enumerate(zip(entries, keys, strict=True)):
             text = pen.fits(say.text_for(e[3], rng, held_out)[0], span - size) or digits(rng, 2)
-            run = pen.put(pen.left + c * span, text)
-            fact = Fact(e[0], [], e[3], [(run, 0, text)])
+            fact = Fact(e[0], [], e[3], [(cell(c, text), 0, text)])
             value = fact.number() if numeric[c] else fact.value()
             values[f"/rows/{i}{say.pointer_of(key)}"] = value
             entry[key] = (float(value.text) if e[3] == "amount" else int(value.text)) if numeric[c] else value.text
@@ -412,7 +436,7 @@ def table(rng: Rng, held_out: bool) -> Sample:
 def make(rng: Rng, held_out: bool = False, kind: str | None = None) -> Sample:
     """One document of the given or a random kind, clean, with two or three queries."""
     while True:
-        chosen = kind or str(rng.choice(KINDS, p=[0.27, 0.14, 0.12, 0.24, 0.11, 0.12]))
+        chosen = kind or str(rng.choice(KINDS, p=[0.25, 0.13, 0.1, 0.22, 0.1, 0.2]))
         if chosen == "receipt":
             sample = receipt(rng, held_out)
         elif chosen == "table":

@@ -231,14 +231,23 @@ def pointer_of(key: str) -> str:
     return "/" + key.replace("~", "~0").replace("/", "~1")
 
 
-def query(facts: list[Fact], rng: Rng, held_out: bool, most: int = 7) -> Query | None:
-    """A query for some of the facts in any order, absent ones asked in half of the cases."""
+def query(facts: list[Fact], rng: Rng, held_out: bool, empty: list[Fact] | None = None, most: int = 7) -> Query | None:
+    """A query for some of the facts in any order, absent ones asked in half of the cases.
+
+    Args:
+        empty: facts whose label is printed without a value: absent ones that are asked more often.
+        most: facts of an ordinary query; some may ask for twice as many.
+    """
+    ordinary, more = (0.8, 0.55) if held_out else (0.67, 0.6)  # held-out documents stay the ones they were
     seen = {f.concept for f in facts}
-    most = most if rng.random() < 0.8 else 14
+    most = most if rng.random() < ordinary else 2 * most
     order = rng.permutation(len(facts))[: int(rng.integers(1, most + 1))]
     asked: list[tuple[str, Fact | None, str]] = [(str(rng.choice(facts[i].keys)), facts[i], facts[i].kind) for i in order]
     taken = {k for f in facts for k in f.keys}
-    if rng.random() < 0.55:
+    for blank in empty or []:
+        if rng.random() < 0.6 and blank.concept not in seen:
+            asked.insert(int(rng.integers(len(asked) + 1)), (str(rng.choice(blank.keys)), None, blank.kind))
+    if rng.random() < more:
         for _ in range(int(rng.integers(1, 4))):
             if rng.random() < 0.75:
                 concept = str(rng.choice(list(CONCEPTS)))
