@@ -32,8 +32,8 @@ def pool(first: Detections, second: Detections, offset: int) -> Detections:
     a, b = np.flatnonzero(match >= 0), match[match >= 0]
     classes, probs = _votes(first.take(a), second.take(b))
     both = Detections(
-        (first.boxes[a] + second.boxes[b]) / 2, classes, probs, (first.score[a] + second.score[b]) / 2,
-        (first.blank[a] + second.blank[b]) / 2, first.cells[a],
+        _mean(first.boxes[a], second.boxes[b]), classes, probs, _mean(first.score[a], second.score[b]),
+        _mean(first.blank[a], second.blank[b]), first.cells[a],
     )  # fmt: skip
     here = (match < 0) & (first.score > ALONE)
     there = apart & (second.score > ALONE)
@@ -47,6 +47,10 @@ def _with_cells(found: Detections, offset: int) -> Detections:
     return Detections(found.boxes, found.classes, found.probs, found.score, found.blank, cells)
 
 
+def _mean(a: Floats, b: Floats) -> Floats:
+    return ((a + b) / 2).astype(np.float32)
+
+
 def _join(*parts: Detections) -> Detections:
     names = Detections.__dataclass_fields__
     return Detections(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
@@ -55,7 +59,8 @@ def _join(*parts: Detections) -> Detections:
 def _votes(a: Detections, b: Detections) -> tuple[NDArray[np.int64], Floats]:
     """Likeliest classes of N matched pairs and their probabilities: those of both looks, weighted by their scores."""
     count, top = len(a), a.classes.shape[1]
-    votes = np.zeros((count, int(max(a.classes.max(initial=0), b.classes.max(initial=0))) + 1), np.float32)
+    most = int(max(a.classes.max(initial=0), b.classes.max(initial=0), top - 1))
+    votes = np.zeros((count, most + 1), np.float32)
     rows = np.arange(count)[:, None]
     for found in (a, b):
         np.add.at(votes, (rows, found.classes), found.probs * found.score[:, None])

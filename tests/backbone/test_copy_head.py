@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vlm.backbone.copy_head import Chain, CopyHead, CopyHeadConfig
+from vlm.backbone.copy_head import Chain, CopyHead, CopyHeadConfig, settled
 from vlm.backbone.slots import SlotTable, join
 from vlm.families.pocket import _before
 from vlm.processor.tokenizer import Tokenizer
@@ -49,3 +49,13 @@ def test_slots_know_the_slot_of_the_item_before():
     asked = torch.tensor([*range(1, count + 1), *range(count + 1, 2 * count + 1)])
     place = _before(asked, torch.from_numpy(both.previous)[asked])
     assert place.tolist() == [int(p) - 1 if p else -1 for p in both.previous[1:]]
+
+
+def test_slots_that_would_start_at_one_entry_give_way_to_the_likelier():
+    start = torch.tensor([[0.9, 0.05, 0.05], [0.6, 0.02, 0.38], [0.02, 0.9, 0.08]]).log()  # two entries and 'nowhere'
+    after = settled(start)
+    assert after.exp().sum(-1).allclose(torch.ones(3)) and after.argmax(-1).tolist() == [0, 2, 1]
+    torch.testing.assert_close(after[2].exp(), start[2].exp(), atol=0.05, rtol=0)  # who shares a start with nobody keeps it
+    twice = torch.tensor([[0.99, 0.005, 0.005], [0.985, 0.005, 0.01]]).log()
+    assert settled(twice).argmax(-1).tolist() == [0, 0]  # sure of it both: the same fact under two names
+    assert settled(start, 0) is start

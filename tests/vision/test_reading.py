@@ -88,7 +88,7 @@ class Printed(torch.nn.Module):
 
 def test_text_boxes_and_features():
     tower = Printed(("first row", 10, 10), ("and more", 10, 40))
-    result = read_picture(tower, Image.new("RGB", (203, 101)), COLON)
+    result = read_picture(tower, Image.new("RGB", (203, 101)), COLON, twice=False)
     assert [row[0] for row in text_of(result.tokens, ALPHABET)] == ["first row", "and more"]
     assert result.size == (203, 101) and result.scale == 1.0 and tower.seen == [(208, 104)]
     np.testing.assert_allclose(result.tokens.boxes[0], (10, 10, 15.4, 20), atol=1e-3)
@@ -100,11 +100,11 @@ def test_text_boxes_and_features():
 def test_small_text_is_read_again_enlarged(monkeypatch):
     monkeypatch.setattr(reading, "LOWEST", 11.0)  # the printed text is 10 pixels high
     tower = Printed(("some text", 10, 10))
-    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON, twice=False)
     assert tower.seen == [(200, 104), (240, 120)] and result.scale == pytest.approx(1.2)
     np.testing.assert_allclose(result.tokens.boxes[0], np.array([10, 10, 15.4, 20]) / 1.2, atol=1e-3)
     once = Printed(("some text", 10, 10))
-    assert read_picture(once, Image.new("RGB", (200, 100)), COLON, rescale=False).scale == 1.0 and len(once.seen) == 1
+    assert read_picture(once, Image.new("RGB", (200, 100)), COLON, rescale=False, twice=False).scale == 1.0 and len(once.seen) == 1
 
 
 class WithButton(Printed):
@@ -121,7 +121,7 @@ class WithButton(Printed):
 def test_widgets_are_those_of_the_page_as_large_as_it_is(monkeypatch):
     monkeypatch.setattr(reading, "LOWEST", 11.0)
     tower = WithButton(("some text", 10, 10))
-    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON, twice=False)
     assert len(tower.seen) == 2 and [row[0] for row in text_of(result.tokens, ALPHABET)] == ["some text"]
     (thing,) = np.flatnonzero(result.tokens.kind == THING)
     np.testing.assert_allclose(result.tokens.boxes[thing], (40, 48, 80, 64), atol=1e-3)
@@ -130,6 +130,36 @@ def test_widgets_are_those_of_the_page_as_large_as_it_is(monkeypatch):
     monkeypatch.setattr(reading, "HIGHEST", 4.0)
     monkeypatch.setattr(reading, "IDEAL", 3.0)  # print too large: widgets too are known on the page made smaller
     assert not (read_picture(WithButton(("some text", 10, 10)), Image.new("RGB", (200, 100)), COLON).tokens.kind == THING).any()
+
+
+class Scaled(Printed):
+    """Reads its first line on the page as large as it is, its second on any other; boxes are right for each."""
+
+    def forward(self, pixels):
+        height, width = pixels.shape[-2:]
+        self.seen.append((width, height))
+        text, x, y = self.lines[0] if len(self.seen) == 1 else self.lines[1]
+        return written(height // 8, width // 8, (text, x, y))
+
+
+def test_a_second_look_is_pooled_with_the_first(monkeypatch):
+    monkeypatch.setattr(reading, "SECOND", 1.6)
+    # the same place at both sizes: 10 * 1.6 = 16 pixels from the left; "text" lies beyond what the first look has seen
+    tower = Scaled(("some", 10, 10), ("some", 16, 16))
+    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    assert tower.seen == [(200, 104)], "too little text for a second look"
+    tower = Scaled(("some text", 10, 10), ("a word", 16, 96))
+    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    assert tower.seen == [(200, 104), (320, 160)] and result.scale == 1.0
+    assert [row[0] for row in text_of(result.tokens, ALPHABET)] == ["some text", "a word"]
+    np.testing.assert_allclose(result.tokens.boxes[0], (10, 10, 15.4, 20), atol=1e-3)
+    below = int(np.flatnonzero(result.tokens.boxes[:, 1] > 40)[0])
+    np.testing.assert_allclose(result.tokens.boxes[below], np.array([16, 96, 21.4, 106]) / 1.6, atol=1e-3)
+    assert result.tokens.cells[below] >= 13 * 25  # counted behind the cells of the first look
+    monkeypatch.setattr(reading, "MAX_READ_PIXELS", 20_000)  # no larger than that: smaller
+    tower = Printed(("some text", 10, 10))
+    read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    assert tower.seen == [(200, 104), (128, 64)]
 
 
 def test_a_few_characters_do_not_set_the_scale(monkeypatch):
@@ -156,7 +186,7 @@ def test_odd_sizes(size):
 def test_large_pages_are_scaled_down_and_boxes_come_back(monkeypatch):
     monkeypatch.setattr(reading, "MAX_READ_PIXELS", 20_000)
     tower = Printed(("some text", 10, 10))
-    result = read_picture(tower, Image.new("RGB", (400, 200)), COLON)
+    result = read_picture(tower, Image.new("RGB", (400, 200)), COLON, twice=False)
     assert tower.seen == [(200, 104)] and result.scale == pytest.approx(0.5)
     np.testing.assert_allclose(result.tokens.boxes[0], (20, 20, 30.8, 40), atol=1e-3)
 

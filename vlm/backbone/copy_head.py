@@ -30,6 +30,9 @@ FLOOR = -10.0
 #: By how much the guess of a slot's start is sharpened when answers are decoded: cells that decide at the same time should
 #: follow one guess, not the mean of two. Learning wants the soft one.
 DECIDED = 5.0
+#: How many times, when answers are decoded, slots that would start at the same entry give way to the likelier one. A slot that is
+#: nearly sure keeps its start after three (of 72 documents' facts asked under two names, 68 were still given twice).
+ROUNDS = 3
 #: Kinds of breaks that are counted, and up to how many.
 BREAKS, MOST_BREAKS = 3, 3
 #: Figures about a slot's start: best hint, hint where it starts, its greatest and its 'nowhere' probability, best label.
@@ -177,6 +180,8 @@ class CopyHead(nn.Module):
         nowhere = self.absent[0] + self.absent[1] * best + self.absent[2] * label
         logits = self._logits(self.start_query(hidden), self.gain[1], keys, valid) + torch.cat((hint, nowhere.unsqueeze(1)), dim=1)
         start = torch.log_softmax(self._chained(logits, chain), dim=-1)
+        if not self.training:
+            start = settled(start)
         share = start.exp()
         there = (share[:, :-1] * hint).sum(-1)
         figures = torch.stack((best / 5, there / 5, share[:, :-1].amax(-1) if hint.shape[1] else best, share[:, -1], label), dim=-1)
@@ -221,6 +226,19 @@ class CopyHead(nn.Module):
     def bonus(self, hidden: Tensor, copied: Tensor) -> Tensor:
         """What to add to the logits of cells: gate * copied, [n, V], from final states [n, D]."""
         return copied * F.softplus(self.gate(hidden).float())
+
+
+def settled(start: Tensor, rounds: int = ROUNDS) -> Tensor:
+    """Starts [S, P + 1] (log-probabilities) after slots gave way to each other: a value is seldom the answer to two questions.
+
+    In each round a slot's odds of starting at an entry are divided by one plus what the likelier slots claim of it; 'nowhere',
+    the last column, is for everyone.
+    """
+    for _ in range(rounds):
+        ordered, order = start[:, :-1].exp().sort(dim=0, descending=True)
+        before = torch.zeros_like(ordered).scatter(0, order, ordered.cumsum(0) - ordered)
+        start = torch.log_softmax(torch.cat((start[:, :-1] - before.log1p(), start[:, -1:]), dim=1), dim=-1)
+    return start
 
 
 def shifted(start: Tensor, slot: Tensor, place: Tensor) -> Tensor:
