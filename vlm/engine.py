@@ -241,6 +241,7 @@ class PocketEngine:
             for module in model.backbone.modules():
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
+        self.tower = self.model.tower.folded(torch.bfloat16 if self.half else torch.float32)
         self.colon = model.config.reader.alphabet.index(":") + 1
         self.symbols = Symbols.of(tokenizer)
         self.stop_ids: tuple[int, ...] = (tokenizer.special["<|eos|>"],)
@@ -279,7 +280,7 @@ class PocketEngine:
 
     def see(self, image: Any, rescale: bool = True) -> Reading:
         """Read an RGB PIL image."""
-        return read_picture(self.model.tower, image, self.colon, rescale)
+        return read_picture(self.tower, image, self.colon, rescale)
 
     def see_all(self, images: Sequence[Any]) -> list[Reading]:
         """Read each image."""

@@ -63,6 +63,21 @@ def test_the_field_of_view_fits_the_overlap():
     assert int(seen.min()) >= 25 * STRIDE - reading.OVERLAP and int(seen.max()) < 26 * STRIDE + reading.OVERLAP
 
 
+def test_a_folded_tower_reads_the_same():
+    tower = small_tower()
+    for module in tower.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    pixels = torch.rand(1, 3, 64, 96)
+    folded = tower.folded(torch.float32)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules()) and not any(p.requires_grad for p in folded.parameters())
+    for name in ("features", "chars", "char_boxes", "blanks", "things", "colors", "thing_boxes"):
+        torch.testing.assert_close(getattr(folded(pixels), name), getattr(tower(pixels), name), atol=1e-4, rtol=1e-4)
+    assert {p.dtype for p in tower.folded(torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in tower.parameters()} == {torch.float32}  # a copy
+
+
 @pytest.fixture(autouse=True)
 def sizes(monkeypatch):
     """Sizes of the tests' own, whatever the shipped tower reads best."""
