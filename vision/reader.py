@@ -178,4 +178,4 @@ class ReaderTower(nn.Module):
             setattr(module, conv, fuse_conv_bn_eval(first, second))
             setattr(module, norm, nn.Identity())
         tower.to(dtype)
-        return tower.to(memory_format=torch.channels_last)
+        return tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

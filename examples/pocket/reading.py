@@ -12,15 +12,15 @@ from PIL import Image
 from examples.pocket.lessons import COLON
 from examples.pocket.sample import Sample, render
 from vision.reader import ReaderConfig, ReaderTower
-from vision.reading import read_picture
+from vision.reading import fast_bf16, read_picture
 from vision.tokens import VisualTokens
 
 
 class Reader:
-    """Tower in evaluation mode with its weights in the working precision."""
+    """The tower as the product reads with it (:meth:`ReaderTower.folded`)."""
 
     def __init__(self, tower: ReaderTower) -> None:
-        self.tower = tower.eval().to(memory_format=torch.channels_last)
+        self.tower = tower.folded(torch.bfloat16 if fast_bf16() else torch.float32)
 
     @classmethod
     def from_checkpoint(cls, path: Path) -> Reader:
