@@ -24,7 +24,7 @@ class PictureInput:
     def __init__(self, name: str, label: str = "Picture") -> None:
         self.name = name
         self.file = gr.File(label=label, file_types=SUFFIXES, height=110, elem_id=f"{name}-file")
-        self.page = gr.Number(1, label="Page of the file", precision=0, minimum=1, visible=False, elem_id=f"{name}-number")
+        self.page = gr.Number(1, label="Page of the file", precision=0, visible=False, elem_id=f"{name}-number")
 
     @property
     def inputs(self) -> list[Any]:
@@ -35,7 +35,7 @@ class PictureInput:
         """The component that shows it, here."""
         shown = gr.HTML(draw.picture("", (1, 1), ""), elem_id=f"{self.name}-page")
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
-        self.file.upload(lambda path: _look(path, 1), [self.file], [shown, self.page], **quiet)
+        self.file.upload(lambda path: _look(path, None), [self.file], [shown, self.page], **quiet)
         self.page.input(_look, self.inputs, [shown, self.page], **quiet)
         self.file.clear(lambda: (draw.picture("", (1, 1), ""), gr.update(value=1, visible=False)), None, [shown, self.page], **quiet)
         return shown
@@ -47,7 +47,9 @@ def _look(path: str | None, number: float | None) -> tuple[str, Any]:
         found = open_picture(path, number)
     except VLMError as error:
         return draw.status(str(error), "alert"), gr.skip()
-    return found.drawn(), gr.update(value=int(number or 1), maximum=found.pages, visible=found.pages > 1)
+    # no bounds: Gradio answers a number outside them with an error that the visitor does not see
+    chosen = {"value": 1} if number is None else {}
+    return found.drawn(), gr.update(label=f"Page of the file, 1 to {found.pages}", visible=found.pages > 1, **chosen)
 
 
 class Decoding:

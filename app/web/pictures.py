@@ -44,7 +44,7 @@ def open_picture(path: str | None, page: float | None = 1) -> Picture:
     """
     if not path:
         raise PromptError("there is no picture", remedy="upload one, or click an example")
-    number = int(page or 1)
+    number = 1 if page is None else int(page)
     found = _opened(path, number)
     if not Path(found.shown).is_file():  # the server tidies its cache from time to time
         _opened.cache_clear()

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.app.web.scripted import scripted
 
@@ -132,6 +133,27 @@ def test_upload_extract_scrub_and_download(page, picture):
         with page.expect_download() as waiting:
             page.click(f"#{button}")
         assert waiting.value.suggested_filename.startswith("page one.") and check(Path(waiting.value.path()).read_text())
+
+
+def test_a_page_of_a_pdf(page, tmp_path):
+    pages = [Image.new("RGB", (300, 200), shade) for shade in ("white", "silver")]
+    pages[0].save(tmp_path / "two.pdf", save_all=True, append_images=pages[1:])
+    tab(page, "Extract")
+    page.locator("#extract-file input[type=file]").set_input_files(str(tmp_path / "two.pdf"))
+    playwright.expect(page.locator("#extract-page img")).to_have_attribute("alt", "two.pdf page 1")
+    number = page.get_by_label("Page of the file").first
+    number.fill("2")
+    number.press("Tab")
+    playwright.expect(page.locator("#extract-page img")).to_have_attribute("alt", "two.pdf page 2")
+    page.get_by_label("JSON Schema or short template").fill('{"name": "string"}')
+    page.click("#extract-run")
+    says(page, "extract", "Done")
+    playwright.expect(page.locator("#extract-fields")).to_contain_text("Ada Byron")
+    number.fill("3")
+    number.press("Tab")
+    playwright.expect(page.locator("#extract-page")).to_contain_text("there is no page 3")
+    page.click("#extract-run")
+    says(page, "extract", "there is no page 3")
 
 
 def test_conversation(page):
