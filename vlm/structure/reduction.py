@@ -17,6 +17,7 @@ from torch import Tensor
 from vlm.structure.table import TokenTable
 
 FLOOR = -1e9  # log-weight of what the model, or a ban, excludes: taken only when the schema leaves no other
+FAR = 60.0  # nats below a row's best beyond which a class is summed for itself
 
 
 @dataclass
@@ -65,8 +66,16 @@ class Reducer:
     def _runs(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
         begins = self.first[:-1]
         top = np.maximum.reduceat(values, begins, axis=1)
-        shifted = values - np.repeat(top, np.diff(self.first), axis=1)
-        return top, np.log(np.add.reduceat(np.exp(shifted, out=shifted), begins, axis=1)) + top
+        best = top.max(axis=1, keepdims=True)
+        shares = values - best  # of the row's best: one pass, where every class its own would take three
+        total = np.add.reduceat(np.exp(shares, out=shares), begins, axis=1)
+        with np.errstate(divide="ignore"):
+            total = np.log(total) + best
+        for at in np.flatnonzero((top < best - FAR).any(axis=0)).tolist():  # there float32 runs out of digits
+            rows = np.flatnonzero(top[:, at] < best[:, 0] - FAR)
+            part = values[rows, begins[at] : self.first[at + 1]] - top[rows, at : at + 1]
+            total[rows, at] = np.log(np.exp(part).sum(axis=1)) + top[rows, at]
+        return top, total
 
     def _scattered(self, values: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
         index = self.run.expand_as(values)
@@ -77,6 +86,11 @@ class Reducer:
 
     def pick(self, values: Tensor, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """([n] likeliest token, [n] where it lies among the M) of a class [n] in each row of gathered values."""
+        if values.device.type == "cpu":  # row by row: no copy of a large class
+            table, which = values.numpy(), np.minimum(np.searchsorted(self.labels, chosen), len(self.labels) - 1)
+            places = [self._best(table[row], at) for row, at in enumerate(which.tolist())]
+            found = torch.tensor(np.where(self.labels[which] == chosen, places, 0), dtype=torch.long)
+            return self.tokens[found], found
         place = torch.zeros(len(values), dtype=torch.long, device=values.device)
         for at, label in enumerate(self.labels.tolist()):
             where = np.flatnonzero(chosen == label)
@@ -85,3 +99,8 @@ class Reducer:
                 rows = torch.from_numpy(where).to(values.device)
                 place[rows] = begin if end == begin + 1 else values[rows, begin:end].argmax(dim=1) + begin
         return self.tokens[place], place
+
+    def _best(self, row: NDArray[np.float32], at: int) -> int:
+        """Place of the likeliest token of the class that is number `at` among the labels."""
+        begin, end = int(self.first[at]), int(self.first[at + 1])
+        return begin if end == begin + 1 else int(row[begin:end].argmax()) + begin
