@@ -34,7 +34,7 @@ def draw(rng: np.random.Generator, stage: str = "full") -> Sample:
         return screens.make(rng)
     pack = str(rng.choice(["easy_vqa", "nlvr"]))
     rows = _rows(pack)
-    if rng.random() < 0.3 or not rows:
+    if rng.random() < 0.45 or not rows:
         return scenes.make(rng)
     folder = Path(os.environ.get("POCKET_DATA", "../shared/data")) / pack
     return scenes.real_sample(folder, rows[rng.integers(len(rows))], rng)

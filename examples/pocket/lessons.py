@@ -165,7 +165,7 @@ class LessonMaker:
         where = locate(tokens, glyphs)
         instruction = self.tokenizer.encode(query.instruction)
         if query.schema is None:
-            spare = 16 * int(rng.integers(0, 2)) if rng is not None else 0
+            spare = 16 * int(rng.choice([0, 0, 1, 2, 3])) if rng is not None else 0
             return self._free(query, instruction, where, tokens, spare)
         scaffold = self.scaffold(query.schema if rng is None else tightened(query, rng))
         special = self.tokenizer.special

@@ -85,7 +85,7 @@ def _place(rng: Rng, kind: str, width: int, height: int, taken: list[list[float]
 
 def make(rng: Rng, held_out: bool = False, kind: str | None = None) -> Sample:
     """A drawn scene: 'single' in the manner of easy-VQA, or 'several' shapes, with questions and a caption."""
-    kind = kind or str(rng.choice(["single", "several"]))
+    kind = kind or str(rng.choice(["single", "several", "several"]))
     single = kind == "single"
     width = 64 if single else int(rng.integers(8, 25)) * 8
     height = 64 if single else int(rng.integers(8, 25)) * 8
@@ -153,18 +153,23 @@ def count_questions(things: list[Thing], rng: Rng) -> list[Query]:
     return out
 
 
+def in_order(things: list[Thing]) -> list[Thing]:
+    """From top to bottom and left to right, about as the tower reports them."""
+    return sorted(things, key=lambda t: (round((t.box[1] + t.box[3]) / 2 / 16), t.box[0]))
+
+
 def caption(things: list[Thing]) -> str:
-    """'two red circles and a black square', most frequent first, ties in order of name."""
+    """'two red circles and a black square', in the order in which they are first seen."""
     return str(captioned(things).answer)
 
 
 def captioned(things: list[Thing]) -> Query:
     """The query for a caption; each phrase is about the first of its things."""
     groups: dict[tuple[str, str], list[Thing]] = {}
-    for t in things:
+    for t in in_order(things):
         groups.setdefault((str(t.color), t.kind), []).append(t)
     parts: list[tuple[str, list[float]]] = []
-    for (color, kind), members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+    for (color, kind), members in groups.items():
         article = "an" if color[0] in "aeiou" else "a"
         n = len(members)
         phrase = f"{article} {color} {kind}" if n == 1 else f"{_NUMBERS[n] if n < len(_NUMBERS) else n} {color} {kind}s"
@@ -206,9 +211,9 @@ def described(thing: Thing, rng: Rng) -> Query:
 
 
 def listed(things: list[Thing], rng: Rng) -> Query:
-    """All things as an array of objects, from top to bottom and left to right as the tower reports them."""
+    """All things as an array of objects, :func:`in_order`."""
     parts, name = _parts(rng), str(rng.choice(["objects", "objects", "shapes", "things", "items"]))
-    ordered = sorted(things, key=lambda t: (round((t.box[1] + t.box[3]) / 2 / 16), t.box[0]))
+    ordered = in_order(things)
     if rng.random() < 0.6:  # the enums name what may be there, not all there is
         for part, (key, told) in parts.items():
             if "enum" in told:

@@ -125,10 +125,11 @@ class CopyHead(nn.Module):
         self.evidence = Linear(EVIDENCE, hidden)
         self.absent = nn.Parameter(torch.tensor([2.0, -0.7, -2.0]))  # of 'nowhere' as a start: constant, slope in the best hint, in the best label
         self.below = nn.Parameter(torch.tensor([3.0, 2.0]))  # of what stands under the item before, of 'nowhere' behind 'nowhere'
-        self.nowhere = nn.Parameter(torch.randn(config.key_dim) * 0.5)
+        self.nowhere = nn.Parameter(torch.empty(config.key_dim))
         self.gain = nn.Parameter(torch.tensor([2.0, 3.0]))  # of the cell's own query and of the start query
         self.prior = nn.Parameter(torch.tensor(1.0))
         self.gate = Linear(hidden, 1)
+        nn.init.normal_(self.nowhere, std=0.5)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, config.boost)
 
