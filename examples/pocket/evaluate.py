@@ -35,6 +35,7 @@ TASKS: dict[str, tuple[Callable[[Bench], list[Figure]], str | None]] = {
     "documents": (rendered.documents, None),
     "absent": (rendered.documents, None),
     "boxes": (rendered.documents, None),
+    "captions": (rendered.captions, None),
     "easy_vqa": (packs.easy_vqa, "easy_vqa"),
     "nlvr": (packs.nlvr, "nlvr"),
     "nlvr_scene": (packs.nlvr_scene, "nlvr"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from typing import Any
 
+from examples.pocket import scenes
 from examples.pocket.evaluation import Bench, Clock, Figure, share
-from examples.pocket.held_out import Case, document_cases, line_case, screen_cases
+from examples.pocket.held_out import Case, document_cases, line_case, random, screen_cases
 from vision.loading import load_image
 from vlm.metrics import box_iou, centre_inside, character_errors, leaves, reading_accuracy, same_value
 from vlm.results import Result
@@ -81,6 +83,23 @@ def lines(bench: Bench) -> list[Figure]:
         share("lines", "character accuracy, case and blanks ignored", squeezed - loose, squeezed),
         share("lines", "lines exact", exact, n),
     ]  # fmt: skip
+
+
+def captions(bench: Bench) -> list[Figure]:
+    """Captions of scenes of one to six shapes, training's own kind with seeds of their own: the whole sentence, and its phrases."""
+    clock, n = Clock(), bench.count(100)
+    exact = shared = said = stated = 0
+    for index in bench.follow(range(n), "captions", n):
+        rng = random(4, index, bench.seed)
+        sample = scenes.make(rng, True, "several")
+        text = bench.model.caption(scenes.picture(sample, rng)).text
+        truth = scenes.caption(sample.things)
+        there, told = (Counter(re.split(r", | and ", words)) for words in (truth, text))
+        exact, shared, said, stated = exact + (text == truth), shared + (there & told).total(), said + told.total(), stated + there.total()
+    return [
+        share("captions", "phrases, F1", 2 * shared, said + stated, seconds=clock(), note="'a red circle', 'two teal stars'"),
+        share("captions", "whole captions", exact, n),
+    ]
 
 
 #: Result of ``ground`` as a schema.

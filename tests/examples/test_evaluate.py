@@ -142,12 +142,12 @@ def test_a_run_on_drawn_sets_writes_figures_that_are_valid_json(quiet, tmp_path,
     from examples.pocket.evaluate import main
 
     out = tmp_path / "out.json"
-    tasks = "documents,absent,boxes,lines,screens,schema_valid,gui"
+    tasks = "documents,absent,boxes,captions,lines,screens,schema_valid,gui"
     assert main(["--tasks", tasks, "--limit", "2", "--model", str(quiet), "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     figures = {(f["task"], f["metric"]): f for f in report["figures"]}
     assert figures["documents", "field exact match"]["n"] >= 2
-    assert figures["lines", "lines exact"]["n"] == 2
+    assert figures["lines", "lines exact"]["n"] == figures["captions", "whole captions"]["n"] == 2
     valid = figures["schema_valid", "results that satisfy their schema"]
     assert valid["value"] == 1.0 and valid["n"] >= 2 * len(ODD_SCHEMAS) + 2
     assert report["command"].startswith("python -m examples.pocket.evaluate --tasks")
