@@ -206,8 +206,11 @@ def made_up(rng: Rng, held_out: bool) -> tuple[str, list[str], list[str], str]:
     return f"*{label}", keys, [label.title(), label.upper(), label.capitalize(), label], kind
 
 
-def leaf(fact: Fact | None, kind: str, rng: Rng, limit: int) -> tuple[dict[str, Any], Value | None, Any]:
-    """Schema, value and JSON answer of one leaf; `fact` None means that the document does not say it."""
+def leaf(fact: Fact | None, kind: str, rng: Rng, limit: int, iso_share: float = 0.2) -> tuple[dict[str, Any], Value | None, Any]:
+    """Schema, value and JSON answer of one leaf; `fact` None means that the document does not say it.
+
+    `iso_share`: how many dates are asked for as YYYY-MM-DD, however they are printed.
+    """
     if kind in ("amount", "integer") and rng.random() < 0.6:
         schema: dict[str, Any] = {"type": ["integer" if kind == "integer" else "number", "null"]}
         if fact is None:
@@ -215,7 +218,7 @@ def leaf(fact: Fact | None, kind: str, rng: Rng, limit: int) -> tuple[dict[str, 
         value = fact.number()
         if value.text and value.text not in ("-", "."):
             return schema, value, float(value.text) if kind == "amount" else int(value.text)
-    if kind == "date" and rng.random() < 0.2 and (fact is None or fact.canonical):
+    if kind == "date" and rng.random() < iso_share and (fact is None or fact.canonical):
         schema = {"type": ["string", "null"], "format": "date"}
         iso = fact.iso() if fact else None
         return schema, iso, iso.text if iso else None
@@ -238,7 +241,7 @@ def query(facts: list[Fact], rng: Rng, held_out: bool, empty: list[Fact] | None 
         empty: facts whose label is printed without a value: absent ones that are asked more often.
         most: facts of an ordinary query; some may ask for twice as many.
     """
-    ordinary, more = (0.8, 0.55) if held_out else (0.67, 0.6)  # held-out documents stay the ones they were
+    ordinary, more, iso_share = (0.8, 0.55, 0.2) if held_out else (0.67, 0.6, 0.4)  # held-out documents stay the ones they were
     seen = {f.concept for f in facts}
     most = most if rng.random() < ordinary else 2 * most
     order = rng.permutation(len(facts))[: int(rng.integers(1, most + 1))]
@@ -263,7 +266,7 @@ def query(facts: list[Fact], rng: Rng, held_out: bool, empty: list[Fact] | None 
     limit = int(rng.choice([24, 32, 32, 40, 48]))
     for key, fact, kind in asked:
         if key not in properties:
-            properties[key], values[pointer_of(key)], answer[key] = leaf(fact, kind, rng, limit)
+            properties[key], values[pointer_of(key)], answer[key] = leaf(fact, kind, rng, limit, iso_share)
     if not properties:
         return None
     schema = {"type": "object", "properties": properties, "required": list(properties)}
