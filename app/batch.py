@@ -9,13 +9,16 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.inputs import Input, expand
 from app.journal import Journal, WriteError
 from app.pages import Page, PageOptions, PageRange, Pages, digest
+from app.processes import Processes
 from app.requests import Request
 from app.rows import row_of
 from vlm.errors import ImageError, OptionError, VLMError
@@ -72,6 +75,7 @@ class Job:
         files: from :func:`app.inputs.expand`. options: how they are opened.
         shard: (i, n): only the pages whose ids fall to part i of n, counted from 1.
         stop_at_error: end after the batch in which a page failed.
+        processes: that compute the pages instead of `model`, which then only gives its name.
 
     Attributes:
         summary: grows while :meth:`run` goes on. pages: where pages come from, while it goes on.
@@ -79,10 +83,10 @@ class Job:
 
     def __init__(
         self, model: DiffusionVLM, request: Request, files: Sequence[Input], options: PageOptions | None = None, *,
-        shard: tuple[int, int] | None = None, stop_at_error: bool = False,
+        shard: tuple[int, int] | None = None, stop_at_error: bool = False, processes: Processes | None = None,
     ) -> None:  # fmt: skip
         self.model, self.request, self.files, self.options = model, request, files, options or PageOptions()
-        self.shard, self.stop_at_error = shard, stop_at_error
+        self.shard, self.stop_at_error, self.processes = shard, stop_at_error, processes
         self.versions = {"program": VERSION, "model": model.name, "model_hash": model.fingerprint, "request": request.hash}
         self.summary = Summary()
         self.pages: Pages | None = None
@@ -108,8 +112,10 @@ class Job:
         if self.summary.stopped:
             return
         summary = self.summary
+        images = self._images(self.pages)
+        results = self.request.run(self.model, images) if self.processes is None else self.processes.run(self.request, images)
         try:
-            for result in self.request.run(self.model, self._images(self.pages)):
+            for result in results:
                 outcome = self._outcome(self._waiting.popleft(), result)
                 if journal is not None:
                     start = time.perf_counter()
@@ -216,29 +222,36 @@ def _many(inputs: Any) -> Sequence[Any]:
 
 
 def extract_iter(
-    inputs: Any, schema: Any, *, model: DiffusionVLM | None = None, batch_size: int | None = None, pages: str | None = None,
-    options: PageOptions | None = None, shard: str | None = None, recursive: bool = True, **decoding: Any,
+    inputs: Any, schema: Any, *, model: DiffusionVLM | str | Path | None = None, batch_size: int | None = None, pages: str | None = None,
+    options: PageOptions | None = None, shard: str | None = None, recursive: bool = True, processes: int = 1, **decoding: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Rows of all pages of the inputs, in order, in bounded memory.
 
     Args:
         inputs: one or a list of files, folders, patterns, archives, ``@lists`` and pictures in memory (:func:`app.inputs.expand`).
         schema: in any form that :func:`app.schemas.find_schema` knows, a built-in name among them.
-        model: None loads pocket. batch_size: rows computed together; None: as the model has it.
+        model: None loads pocket, a path or Hub id that one. batch_size: rows computed together; None: as the model has it.
+        processes: models that share the pages (:mod:`app.processes`); more than one need `model` as None, path or id.
         pages: such as ``1-3,7``. options: further ones of opening files. shard: ``i/n``.
         decoding: ``preset``, ``seed`` and the preset's options; ``lenient=True`` for schemas with keywords that cannot be guaranteed.
 
     Raises:
         SchemaError, OptionError: the request cannot be met; at once. Pages that fail are rows with status 'error'.
     """
-    job = _job(inputs, schema, model, batch_size, pages, options, shard, recursive, decoding)
-    return (outcome.row for outcome in job.run())
+    job = _job(inputs, schema, model, batch_size, pages, options, shard, recursive, processes, decoding)
+    return _rows(job)
+
+
+def _rows(job: Job) -> Iterator[dict[str, Any]]:
+    with job.processes or nullcontext():
+        for outcome in job.run():
+            yield outcome.row
 
 
 def extract_batch(
-    inputs: Any, schema: Any, out: str | Path, *, model: DiffusionVLM | None = None, batch_size: int | None = None, pages: str | None = None,
+    inputs: Any, schema: Any, out: str | Path, *, model: DiffusionVLM | str | Path | None = None, batch_size: int | None = None, pages: str | None = None,
     options: PageOptions | None = None, shard: str | None = None, recursive: bool = True, overwrite: bool = False, retry_errors: bool = False,
-    merge: bool = False, **decoding: Any,
+    merge: bool = False, processes: int = 1, **decoding: Any,
 ) -> Summary:  # fmt: skip
     """Write a row for every page of the inputs to `out` (.jsonl, .csv or .parquet); a second call goes on where the first one ended.
 
@@ -250,9 +263,9 @@ def extract_batch(
     """
     from app.outputs import Output
 
-    job = _job(inputs, schema, model, batch_size, pages, options, shard, recursive, decoding)
+    job = _job(inputs, schema, model, batch_size, pages, options, shard, recursive, processes, decoding)
     output = Output(Path(out), merge=merge, overwrite=overwrite)
-    with Journal(output.journal, job.versions, overwrite=overwrite, retry_errors=retry_errors) as journal:
+    with job.processes or nullcontext(), Journal(output.journal, job.versions, overwrite=overwrite, retry_errors=retry_errors) as journal:
         for _ in job.run(journal):
             pass
     output.finish(job.request)
@@ -260,8 +273,8 @@ def extract_batch(
 
 
 def _job(
-    inputs: Any, schema: Any, model: DiffusionVLM | None, batch_size: int | None, pages: str | None, options: PageOptions | None, shard: str | None,
-    recursive: bool, decoding: dict[str, Any],
+    inputs: Any, schema: Any, model: DiffusionVLM | str | Path | None, batch_size: int | None, pages: str | None, options: PageOptions | None,
+    shard: str | None, recursive: bool, processes: int, decoding: dict[str, Any],
 ) -> Job:  # fmt: skip
     from vlm.model import DiffusionVLM
 
@@ -271,9 +284,17 @@ def _job(
     request = Request.extract(schema, decoding, options.dpi)
     part = shard_of(shard)
     files = expand(_many(inputs), recursive=recursive)
-    model = model or DiffusionVLM.from_pretrained()
+    load = None
+    if model is None or isinstance(model, (str, Path)):
+        load = partial(DiffusionVLM.from_pretrained, model)
+        model = load()
     if batch_size is not None:
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}", remedy="use 1 or more")
         model.batch_size = batch_size
-    return Job(model, request, files.files, options, shard=part)
+    several = None
+    if processes != 1:
+        if load is None:
+            raise OptionError("a model cannot be handed to other processes", source="processes", remedy="give its folder or Hub id, or nothing for pocket")
+        several = Processes(load, processes, model.batch_size)
+    return Job(model, request, files.files, options, shard=part, processes=several)

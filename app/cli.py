@@ -133,6 +133,7 @@ def _image_options() -> argparse.ArgumentParser:
     rows.add_argument("--merge", choices=("per_page", "per_doc"), default="per_page", help="a row for each page (default), or for each document")
     rows.add_argument("--report", metavar="FILE.html", help="also write a page for people: thumbnails, boxes, the least sure first")
     rows.add_argument("--batch-size", type=int, default=8, metavar="N", help="pages computed together (default 8); halved when memory is short")
+    rows.add_argument("--processes", type=int, default=1, metavar="N", help="models that share the pages, each in its own process (default 1)")
     return options
 
 

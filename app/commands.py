@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from app.journal import Journal
 from app.options import parse_options
 from app.outputs import Output
 from app.pages import PageOptions
+from app.processes import Processes
 from app.report import write_report
 from app.requests import Request
 from app.rows import block_of, json_line, message_of, place_of, text_of
@@ -84,11 +86,15 @@ def load_model(args: argparse.Namespace) -> Any:
     """The model that the options name."""
     import torch
 
-    from vlm.model import DiffusionVLM
-
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    return DiffusionVLM.from_pretrained(args.model, device=args.device, dtype=args.dtype, device_map=args.device_map)
+    return _loader(args)()
+
+
+def _loader(args: argparse.Namespace) -> Callable[[], Any]:
+    from vlm.model import DiffusionVLM
+
+    return partial(DiffusionVLM.from_pretrained, args.model, device=args.device, dtype=args.dtype, device_map=args.device_map)
 
 
 def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def _check_preset(options: dict[str, Any]) -> None:
 
 def page_options(args: argparse.Namespace) -> PageOptions:
     """How files are opened; raises OptionError."""
-    for name, least in (("dpi", 1), ("timeout", 0.01), ("workers", 1), ("memory", 1), ("batch_size", 1)):
+    for name, least in (("dpi", 1), ("timeout", 0.01), ("workers", 1), ("memory", 1), ("batch_size", 1), ("processes", 1)):
         if getattr(args, name) < least:
             raise OptionError(f"--{name.replace('_', '-')} is {getattr(args, name)}", remedy=f"use {least} or more")
     return PageOptions(page_range(args.pages), args.dpi, args.password, timeout=args.timeout, workers=args.workers, memory=args.memory << 20)
@@ -145,8 +151,10 @@ def _task(args: argparse.Namespace) -> int:
         Journal.try_out(output.journal, overwrite=args.overwrite)
     model = load_model(args)
     model.batch_size = args.batch_size
-    job = Job(model, request, inputs.files, options, shard=shard, stop_at_error=args.on_error == "stop")
-    code = _run(args, job, inputs, output)
+    several = Processes(_loader(args), args.processes, args.batch_size) if args.processes > 1 else None
+    job = Job(model, request, inputs.files, options, shard=shard, stop_at_error=args.on_error == "stop", processes=several)
+    with several or nullcontext():
+        code = _run(args, job, inputs, output)
     if output is not None and code not in (130, 143):
         output.finish(request)
         if args.report:

@@ -4,34 +4,33 @@
 
     one by one    for path in paths: model.extract(path, schema)
     batched       extract_iter(paths, schema, batch_size=...): decoding ahead in processes of its own, batches of like length
-    two shards    the same in two processes, each with half of the pages (``--shard 1/2`` and ``2/2``)
+    processes     the same with ``--processes 2``: two models that share the pages, and the cores
 
 The ways take turns on the same files, in changing order, so that a machine that is busy otherwise favours none. Loop and batch
-run with ``--threads`` threads of torch, the shards with one each. Ratios are medians over rounds, of wall time and, for a machine
+run with ``--threads`` threads of torch. Ratios are medians over rounds, of wall time and, for a machine
 that is shared, of CPU time (decoders included). Before the rounds every way runs once to warm up.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from PIL import Image
 
 from app.batch import Job
 from app.decoders import Decoder
 from app.inputs import Input
 from app.pages import PageOptions
+from app.processes import Processes
 from app.requests import Request
 from benchmarks.batch_memory import cpu_seconds
 from benchmarks.batch_pages import SCHEMA, encoded
@@ -57,37 +56,10 @@ def one_by_one(model: DiffusionVLM, schema: Any, paths: list[str]) -> list[Any]:
     return [model.extract(path, schema).data for path in paths]
 
 
-def batched(model: DiffusionVLM, schema: Any, paths: list[str], shard: tuple[int, int] | None = None) -> list[Any]:
+def batched(model: DiffusionVLM, schema: Any, paths: list[str], processes: Processes | None = None) -> list[Any]:
     """The batch job."""
-    job = Job(model, Request.extract(schema), [Input(path) for path in paths], PageOptions(), shard=shard)
+    job = Job(model, Request.extract(schema), [Input(path) for path in paths], PageOptions(), processes=processes)
     return [outcome.row["data"] for outcome in job.run()]
-
-
-class Shards:
-    """Two processes that wait for paths."""
-
-    def __init__(self, model: DiffusionVLM, schema: Any) -> None:
-        fork = multiprocessing.get_context("fork")
-        self.pipes, self.processes = [], []
-        for index in (1, 2):
-            ours, theirs = fork.Pipe()
-            process = fork.Process(target=self._serve, args=(model, schema, (index, 2), theirs), daemon=True)
-            process.start()
-            self.pipes.append(ours)
-            self.processes.append(process)
-
-    @staticmethod
-    def _serve(model: DiffusionVLM, schema: Any, shard: tuple[int, int], pipe: Any) -> None:
-        torch.set_num_threads(1)
-        Decoder._idle.clear()  # the parent's
-        while True:
-            pipe.send(len(batched(model, schema, pipe.recv(), shard)))
-
-    def run(self, paths: list[str]) -> int:
-        """Rows that came."""
-        for pipe in self.pipes:
-            pipe.send(paths)
-        return sum(pipe.recv() for pipe in self.pipes)
 
 
 def clocked(run: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -108,10 +80,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--documents", action="store_true", help="documents of full size instead of small receipts")
-    parser.add_argument("--no-shards", action="store_true", help="leave the two processes out")
+    parser.add_argument("--processes", type=int, default=2, help="of the third way; 1 leaves it out")
     args: argparse.Namespace = parser.parse_args()
-    torch.set_num_threads(1)  # until the processes are forked
-    model = load(argparse.Namespace(**{**vars(args), "threads": 1}))
+    model = load(args)
     model.batch_size = args.batch_size
     schema = DOCUMENT_SCHEMA if args.documents else SCHEMA
     with TemporaryDirectory() as place:
@@ -122,11 +93,10 @@ def main() -> int:
             for i in range(args.pages):
                 (folder / f"{i:05d}.png").write_bytes(encoded(i))
         paths = sorted(map(str, folder.iterdir()))
-        shards = None if args.no_shards else Shards(model, schema)
-        torch.set_num_threads(args.threads)
+        several = Processes(partial(DiffusionVLM.from_pretrained, args.model), args.processes, args.batch_size) if args.processes > 1 and not args.random else None
         ways: dict[str, Callable[[], Any]] = {"one by one": lambda: one_by_one(model, schema, paths), "batched": lambda: batched(model, schema, paths)}
-        if shards is not None:
-            ways["two shards"] = lambda: shards.run(paths)
+        if several is not None:
+            ways["processes"] = lambda: batched(model, schema, paths, several)
         answers = {name: run() for name, run in ways.items()}
         wall: dict[str, list[float]] = {name: [] for name in ways}
         spent: dict[str, list[float]] = {name: [] for name in ways}
@@ -150,9 +120,12 @@ def main() -> int:
         "CPU ms per page, batched": statistics.median(spent["batched"]) / args.pages * 1000,
         "batched / one by one, CPU": ratio(spent, "batched"), "batched / one by one, wall": ratio(wall, "batched"),
     }  # fmt: skip
-    if shards is not None:
-        figures["two shards / one by one, wall"] = ratio(wall, "two shards")
-    report(args, model, {**figures, "processes": os.cpu_count(), "wall": wall, "cpu": spent})
+    if several is not None:
+        several.close()
+        figures["processes / one by one, wall"] = ratio(wall, "processes")
+        figures["pages with identical data, processes"] = sum(a == b for a, b in zip(answers["one by one"], answers["processes"], strict=True))
+        figures["pages/s processes (wall)"] = args.pages / statistics.median(wall["processes"])
+    report(args, model, {**figures, "wall": wall, "cpu": spent})
     return 0
 
 
