@@ -93,7 +93,8 @@ def main() -> int:
             for i in range(args.pages):
                 (folder / f"{i:05d}.png").write_bytes(encoded(i))
         paths = sorted(map(str, folder.iterdir()))
-        several = Processes(partial(DiffusionVLM.from_pretrained, args.model), args.processes, args.batch_size) if args.processes > 1 and not args.random else None
+        shared = args.processes > 1 and not args.random
+        several = Processes(partial(DiffusionVLM.from_pretrained, args.model), args.processes, args.batch_size) if shared else None
         ways: dict[str, Callable[[], Any]] = {"one by one": lambda: one_by_one(model, schema, paths), "batched": lambda: batched(model, schema, paths)}
         if several is not None:
             ways["processes"] = lambda: batched(model, schema, paths, several)

@@ -33,7 +33,7 @@ from vlm.families.pocket import PackedPocket, PocketModel, Slots, Words
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.words import prompt_words
 from vlm.training.losses import NOWHERE, UNKNOWN, masked_cross_entropy, pointer_loss
-from vlm.training.masking import views
+from vlm.training.masking import from_the_end, views
 from vlm.training.trainer import Trainer
 
 TOKENIZER = Tokenizer.pocket()
@@ -41,6 +41,8 @@ TOKENIZER = Tokenizer.pocket()
 FRAME = ([TOKENIZER.special[n] for n in ("<|bos|>", "<|user|>")], [TOKENIZER.special[n] for n in ("<|end|>", "<|assistant|>")])
 #: What a cell of a free answer counts.
 FREE_WEIGHT = 4.0
+#: How many free answers are hidden from their end.
+ORDERED = 0.75
 #: A page with its lessons: visual tokens, features [F, n] of their cells (or None), canvases.
 Item = tuple[VisualTokens, np.ndarray | None, list[Lesson]]
 
@@ -199,8 +201,17 @@ def collate(pages: list[Item], width: int) -> Batch:
     rows, word = prompt_words(written, TOKENIZER, prompt.shape[1])
     return Batch(
         visual_batch, prompt, prompt_valid, media, torch.tensor(row), padded("ids", 0, torch.long), valid, answer, slots,
-        Words(torch.from_numpy(rows), torch.from_numpy(word)), padded("pointer", NOWHERE, torch.long), views(answer), [x.task for x in lessons],
+        Words(torch.from_numpy(rows), torch.from_numpy(word)), padded("pointer", NOWHERE, torch.long),
+        views(answer, noise=_noise(lessons, length)), [x.task for x in lessons],
     )  # fmt: skip
+
+
+def _noise(lessons: list[Lesson], width: int) -> Tensor:
+    """What is hidden first: anything in scaffolds; in most free texts the end, since they are written from the beginning."""
+    noise = torch.rand(len(lessons), width)
+    free = torch.tensor([bool(x.answer.all()) for x in lessons]) & (torch.rand(len(lessons)) < ORDERED)
+    lengths = torch.tensor([int((x.ids != TOKENIZER.special["<|pad|>"]).sum()) for x in lessons])
+    return torch.where(free.unsqueeze(1), from_the_end(lengths, width), noise)
 
 
 class LessonObjective:

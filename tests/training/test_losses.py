@@ -7,7 +7,7 @@ import torch
 
 from vlm.errors import ConfigError
 from vlm.training.losses import NOWHERE, UNKNOWN, cell_weights, masked_cross_entropy, pointer_loss
-from vlm.training.masking import bernoulli_mask, complementary_pair, hybrid_views, sample_ratio, views
+from vlm.training.masking import bernoulli_mask, complementary_pair, from_the_end, hybrid_views, sample_ratio, views
 
 
 def answers(rows: int = 40, length: int = 12) -> torch.Tensor:
@@ -126,3 +126,17 @@ def test_hybrid_views_hide_extents_and_show_their_anchors():
     assert masks.shape == (200, 3, 12) and torch.equal(masks[:, 2], extent)
     assert torch.equal(masks[:, :2], views(answer, generator=torch.Generator().manual_seed(6)))
     assert torch.equal(hybrid_views(answer, torch.ones_like(answer))[:, 2], answer)
+
+
+def test_noise_from_the_end_hides_the_end_of_a_text_first():
+    lengths = torch.tensor([10, 4])
+    noise = from_the_end(lengths, 12, generator=torch.Generator().manual_seed(0))
+    assert noise.shape == (2, 12) and float(noise.min()) >= 0 and float(noise.max()) <= 1
+    assert bool((noise[:, :-1] - noise[:, 1:] > -0.16).all())  # lower and lower, up to the jitter
+    assert bool((noise[1, 5:] == 0).all())  # behind the text: hidden first
+    answer = torch.ones(2, 12, dtype=torch.bool)
+    for mask in views(answer, all_masked=0.0, generator=torch.Generator().manual_seed(1), noise=from_the_end(lengths, 12, jitter=0.0)):
+        hidden, shown = mask
+        assert bool((hidden ^ shown).all())
+        cut = int((~hidden).sum())
+        assert bool(hidden[cut:].all()) and not bool(hidden[:cut].any())

@@ -67,21 +67,33 @@ def complementary_pair(
     return mask, answer & ~mask
 
 
-def views(answer: Tensor, all_masked: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
+def from_the_end(lengths: Tensor, width: int, jitter: float = 0.15, generator: torch.Generator | None = None) -> Tensor:
+    """Noise [B, width] for :func:`views` that hides cells from the last one forward, roughly: what a text that is written from
+    its beginning leaves open.
+
+    Args:
+        lengths: [B] cells of the text; those behind it are hidden first. jitter: share of the text by which cells change places.
+    """
+    place = torch.arange(width, device=lengths.device) / lengths.clamp_min(1).unsqueeze(1)
+    shaken = place + (torch.rand(len(lengths), width, generator=generator, device=lengths.device) - 0.5) * jitter
+    return (1 - shaken).clamp(0, 1)
+
+
+def views(answer: Tensor, all_masked: float = 0.5, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
     """Two views of each row.
 
     With chance `all_masked` the first view hides the whole answer (the state decoding starts from) and the second a
     random part; else the two are a complementary pair with ratio uniform in 0.05..0.95.
 
     Args:
-        answer: [B, L] bool.
+        answer: [B, L] bool. noise: [B, L] in 0..1, cells are hidden from the lowest up; None: uniform.
 
     Returns:
         [B, 2, L] bool masks.
     """
     batch = answer.shape[0]
     ratio = torch.rand(batch, generator=generator, device=answer.device) * 0.9 + 0.05
-    first, second = complementary_pair(answer, ratio, generator)
+    first, second = complementary_pair(answer, ratio, generator, noise=noise)
     whole = torch.rand(batch, 1, generator=generator, device=answer.device) < all_masked
     return torch.stack((torch.where(whole, answer, first), torch.where(whole, first, second)), dim=1)
 
