@@ -17,6 +17,8 @@ Ints = NDArray[np.int64]
 
 #: Widest gap inside a segment, in line heights.
 SEGMENT_GAP = 1.6
+#: How far from the middle of a row, in line heights, marks still belong to it.
+MARK_REACH = 0.75
 
 
 @dataclass
@@ -112,8 +114,13 @@ def suppress(found: Detections, reach: float = 0.4) -> Detections:
     return merged.take(np.flatnonzero(alive))
 
 
-def arrange(boxes: Floats, gap: float = SEGMENT_GAP) -> Arrangement:
-    """Put N character boxes [N, 4] into reading order. O(N log N) up to the density of a page."""
+def arrange(boxes: Floats, gap: float = SEGMENT_GAP, marks: NDArray[np.bool_] | None = None) -> Arrangement:
+    """Put N character boxes [N, 4] into reading order. O(N log N) up to the density of a page.
+
+    Args:
+        marks: [N] characters that are no letters or digits. Segments of nothing else (dotted leaders, rules) begin no row where
+            there is one: how high a dot's line is, is hard to tell.
+    """
     n = len(boxes)
     if n == 0:
         empty = np.zeros(0, np.int64)
@@ -124,14 +131,17 @@ def arrange(boxes: Floats, gap: float = SEGMENT_GAP) -> Arrangement:
     right = _neighbours(x0, x1, cx, cy, h, gap)
     segment_of, heads = _chains(right, cx)
     count = len(heads)
-    slant = _slant(segment_of, count, cx, cy, height)
+    letters = np.ones(n) if marks is None else (~marks).astype(np.float64)
+    strong = np.bincount(segment_of, letters, count) > 0
+    counts = np.where(strong[segment_of], letters, 1.0)  # marks say where their segment lies only if it holds nothing else
+    slant = _slant(segment_of, count, cx, cy, height, counts)
     level = cy - slant * cx
-    size = np.bincount(segment_of, minlength=count)
-    seg_y = np.bincount(segment_of, level, count) / size
-    seg_h = np.bincount(segment_of, h, count) / size
+    size = np.bincount(segment_of, counts, count)
+    seg_y = np.bincount(segment_of, level * counts, count) / size
+    seg_h = np.bincount(segment_of, h * counts, count) / size
     seg_x = np.full(count, np.inf)
     np.minimum.at(seg_x, segment_of, x0)
-    row_of = _rows(seg_y, seg_h, seg_x)
+    row_of = _rows(seg_y, seg_h, seg_x, strong)
     seg_order = np.lexsort((seg_x, row_of))
     place = np.empty(count, np.int64)
     place[seg_order] = np.arange(count)
@@ -188,14 +198,14 @@ def _chains(right: Ints, cx: Floats) -> tuple[Ints, list[int]]:
     return segment, heads
 
 
-def _slant(segment: Ints, count: int, cx: Floats, cy: Floats, height: float) -> float:
-    """Median slope of the segments that are long enough to have one."""
-    size = np.bincount(segment, minlength=count)
-    mx = np.bincount(segment, cx, count) / size
-    my = np.bincount(segment, cy, count) / size
+def _slant(segment: Ints, count: int, cx: Floats, cy: Floats, height: float, weight: NDArray[np.float64]) -> float:
+    """Median slope of the segments that are long enough to have one; `weight` [N] is what each character counts."""
+    size = np.bincount(segment, weight, count)
+    mx = np.bincount(segment, cx * weight, count) / size
+    my = np.bincount(segment, cy * weight, count) / size
     dx, dy = cx - mx[segment], cy - my[segment]
-    sxx = np.bincount(segment, dx * dx, count)
-    sxy = np.bincount(segment, dx * dy, count)
+    sxx = np.bincount(segment, dx * dx * weight, count)
+    sxy = np.bincount(segment, dx * dy * weight, count)
     long = (size >= 5) & (sxx > (3 * height) ** 2)
     if long.sum() < 1:
         return 0.0
@@ -205,18 +215,42 @@ def _slant(segment: Ints, count: int, cx: Floats, cy: Floats, height: float) -> 
     return float(np.clip(slopes[order][min(middle, len(order) - 1)], -0.15, 0.15))
 
 
-def _rows(seg_y: NDArray[np.float64], seg_h: NDArray[np.float64], seg_x: NDArray[np.float64]) -> Ints:
-    """Row number of each segment: from top to bottom, a segment joins the open row whose level it shares."""
+def _rows(seg_y: NDArray[np.float64], seg_h: NDArray[np.float64], seg_x: NDArray[np.float64], strong: NDArray[np.bool_]) -> Ints:
+    """Row number of each segment: from top to bottom, a segment joins the open row whose level it shares. Segments that are not
+    `strong` join the nearest row of the others, if one is at their height."""
+    row = np.full(len(seg_y), -1, np.int64)
     order = np.argsort(seg_y, kind="stable")
-    row = np.zeros(len(seg_y), np.int64)
-    current, level, tall = -1, -np.inf, 0.0
+    levels, heights = _joined(order[strong[order]], seg_y, seg_h, row)
+    weak = np.flatnonzero(~strong)
+    if len(levels) and len(weak):
+        apart = np.abs(seg_y[weak, None] - levels)
+        nearest = apart.argmin(1)
+        near = apart[np.arange(len(weak)), nearest] < MARK_REACH * heights[nearest]
+        row[weak[near]] = nearest[near]
+    alone = order[row[order] < 0]
+    if not len(alone):
+        return row
+    extra = np.full(len(seg_y), -1, np.int64)
+    more, _ = _joined(alone, seg_y, seg_h, extra)
+    row[alone] = extra[alone] + len(levels)
+    place = np.empty(len(levels) + len(more), np.int64)
+    place[np.argsort(np.concatenate((levels, more)), kind="stable")] = np.arange(len(place))
+    return place[row]
+
+
+def _joined(order: NDArray[np.intp], seg_y: NDArray[np.float64], seg_h: NDArray[np.float64], row: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Number the rows of the segments in `order` (by height on the page) into `row`; levels and heights of the rows."""
+    levels: list[float] = []
+    heights: list[float] = []
+    weight = 1
     for s in order:
-        if current < 0 or seg_y[s] - level > 0.5 * min(tall, seg_h[s]):
-            current += 1
-            level, tall, weight = float(seg_y[s]), float(seg_h[s]), 1
+        if not levels or seg_y[s] - levels[-1] > 0.5 * min(heights[-1], seg_h[s]):
+            levels.append(float(seg_y[s]))
+            heights.append(float(seg_h[s]))
+            weight = 1
         else:
             weight += 1
-            level += (float(seg_y[s]) - level) / weight
-            tall = min(tall, float(seg_h[s]))
-        row[s] = current
-    return row
+            levels[-1] += (float(seg_y[s]) - levels[-1]) / weight
+            heights[-1] = min(heights[-1], float(seg_h[s]))
+        row[s] = len(levels) - 1
+    return np.array(levels), np.array(heights)

@@ -30,8 +30,10 @@ OVERLAP = 120
 MAX_READ_PIXELS = 12_000_000
 #: Fewer characters than this of this score say nothing about the size of the text.
 ENOUGH, SURE = 5, 0.9
-#: How much larger the page is shown the second time.
-SECOND = 1.15
+#: How much larger the page is shown the second time; and at most, where its text is small.
+SECOND, SMALL_SECOND = 1.15, 1.25
+#: Text smaller than it should be by more than this is not read as it is at all: enlarged paper shows its grain, and that, too, looks like print.
+TINY = 2.0
 
 
 @dataclass
@@ -84,16 +86,18 @@ def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bo
     width, height = image.size
     most = (MAX_READ_PIXELS / (width * height)) ** 0.5
     scale = min(1.0, most)
-    look = _look(tower, image, scale)
+    look, larger = _look(tower, image, scale), SECOND
     if rescale and int((look.found.score > SURE).sum()) >= ENOUGH:
         wanted = min(better_scale(look.found.boxes[look.found.score > SURE], scale), most)
-        if abs(np.log(wanted / scale)) > 0.1:
+        if twice and 1.0 < wanted / scale <= TINY:
+            larger = max(SECOND, min(SMALL_SECOND, wanted / scale))
+        elif abs(np.log(wanted / scale)) > 0.1:
             again = _look(tower, image, wanted)
             # small print is read enlarged, but widgets are known at the size they have beside small print
             look = _with_things_of(again, look) if wanted > scale else again
             scale = wanted
     if twice and int((look.found.score > SURE).sum()) >= ENOUGH:
-        look = _pooled(look, _look(tower, image, scale * SECOND if scale * SECOND <= most else scale / SECOND))
+        look = _pooled(look, _look(tower, image, scale * larger if scale * larger <= most else scale / larger))
     tokens = assemble(look.found, look.things, look.size, colon)
     features = torch.zeros(len(tokens), look.features.shape[1])
     cells = torch.from_numpy(tokens.cells)

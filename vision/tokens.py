@@ -8,6 +8,7 @@ entry knows its box in the original picture, so an attention over entries is an 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,12 @@ def place_of(boxes: NDArray[np.float32], size: tuple[int, int], height: float) -
     ).astype(np.float32)  # fmt: skip
 
 
+@lru_cache(maxsize=4)
+def _marks(alphabet: str) -> NDArray[np.bool_]:
+    """[1 + A] which classes are no letters or digits."""
+    return np.array([False, *(not c.isalnum() for c in alphabet)])
+
+
 def assemble(
     found: Detections,
     things: Things,
@@ -197,7 +204,7 @@ def assemble(
         arrangement: reading order of `found` if it is known already.
         alphabet: characters of the classes, class 1 first.
     """
-    lines = arrangement or arrange(found.boxes)
+    lines = arrangement or arrange(found.boxes, marks=_marks(alphabet)[found.classes[:, 0]])
     ordered = found.take(lines.order)
     n, top = len(ordered), ordered.probs.shape[1] if len(ordered) else 4
     last_of_segment = np.ones(n, bool)

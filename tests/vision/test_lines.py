@@ -67,6 +67,28 @@ def test_neighbouring_lines_do_not_steal_characters():
     assert read(boxes, "".join(texts)) == texts
 
 
+def test_leaders_do_not_tear_rows_apart():
+    """Dots whose boxes lie too low: between label and value, joined to a value, and a rule between the rows."""
+    rows = [("name", "smith"), ("total", "12.50"), ("change", "99.00")]
+    boxes, text, marks = [], "", []
+    for i, (label, value) in enumerate(rows):
+        y = 10 + 20 * i
+        for part, place in ((line(label, 10, y), label), (line("." * 30, 70, y + 5, size=7), "." * 30), (line(value, 210, y), value)):
+            boxes += part
+            text += place
+            marks += [not c.isalnum() for c in place]
+    found = arrange(np.array(boxes, np.float32), marks=np.array(marks))
+    said = ["".join(text[i] for i in found.order[found.row == row] if text[i].isalnum()) for row in np.unique(found.row)]
+    assert said == [(label + value).replace(".", "") for label, value in rows] and found.slant == pytest.approx(0.0, abs=0.005)
+    torn = arrange(np.array(boxes, np.float32))
+    assert len(np.unique(torn.row)) > 3 or abs(torn.slant) > 0.005  # what it is good for
+    rule = page(line("above", 10, 10), line("-" * 20, 10, 24), line("below", 10, 38))
+    kept = arrange(rule, marks=np.array([False] * 5 + [True] * 20 + [False] * 5))
+    assert kept.row.tolist() == [0] * 5 + [1] * 20 + [2] * 5  # a rule between two rows is a row
+    alone = arrange(page(line("***", 10, 10)), marks=np.ones(3, bool))
+    assert alone.row.tolist() == [0, 0, 0]
+
+
 def test_everything_is_named_once():
     rng = np.random.default_rng(1)
     corner = rng.uniform(0, 300, (200, 2))

@@ -177,6 +177,15 @@ def test_a_second_look_is_pooled_with_the_first(monkeypatch):
     assert tower.seen == [(200, 104), (128, 64)]
 
 
+def test_small_text_is_shown_larger_at_the_second_look_only(monkeypatch):
+    for lowest, ideal, sizes in ((11.0, 12.0, [(200, 104), (240, 120)]), (11.0, 18.0, [(200, 104), (256, 128)]), (11.0, 30.0, [(200, 104), (600, 304), (696, 352)])):
+        monkeypatch.setattr(reading, "LOWEST", lowest)  # the printed text is 10 pixels high
+        monkeypatch.setattr(reading, "IDEAL", ideal)
+        tower = Printed(("some text", 10, 10))
+        read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+        assert tower.seen == sizes  # tiny text is enlarged at once
+
+
 def test_a_few_characters_do_not_set_the_scale(monkeypatch):
     monkeypatch.setattr(reading, "LOWEST", 11.0)
     tower = Printed(("abcd", 10, 10))
