@@ -30,6 +30,7 @@ from vlm.live import Cell, Partial, cells_of, text_so_far
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt
 from vlm.results import Item, Line, Result, Usage
+from vlm.scenes import in_words, scene_schema, shapes_in
 from vlm.structure.blanks import compile_blanks
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
@@ -103,8 +104,31 @@ class DiffusionVLM:
     # ------------------------------------------------------------------ tasks
 
     def caption(self, images: Images, *, max_new_tokens: int = 64, on_error: str | None = None, **decoding: Any) -> Any:
-        """Say in a sentence what is on each image. Returns a Result, or a list for a list."""
-        return self._ask_all(images, CAPTION, max_new_tokens, on_error, decoding)
+        """Say in a sentence what is on each image. Returns a Result, or a list for a list.
+
+        Pocket lists a scene of several shapes by a scaffold (:mod:`vlm.scenes`); then `max_new_tokens` does not matter.
+        """
+        plan = self.engine.plan(decoding)
+        freely = self._asking(CAPTION, max_new_tokens, plan)
+        if not isinstance(self.engine, PocketEngine):
+            return self._over(images, freely, on_error)
+        config = self.engine.model.config.reader
+
+        def run(readings: list[Reading]) -> list[Result]:
+            counts = [shapes_in(reading, config) for reading in readings]
+            found: dict[int, Result] = {}
+            for count in sorted(set(counts)):
+                rows = [row for row, n in enumerate(counts) if n == count]
+                some = [readings[row] for row in rows]
+                found |= zip(rows, self._scenes(some, count, config, plan) if count > 1 else freely(some), strict=True)
+            return [found[row] for row in range(len(readings))]
+
+        return self._over(images, run, on_error)
+
+    def _scenes(self, readings: list[Reading], count: int, config: ReaderConfig, plan: Plan) -> list[Result]:
+        scaffold = self._scaffold(scene_schema(count, config))
+        prompts = [self._prompt(self.engine.extraction(scaffold), plan) for _ in readings]
+        return [in_words(result) for result in self._fill(prompts, [[r] for r in readings], scaffold, plan)]
 
     def ask(self, images: Images, question: str, *, max_new_tokens: int = 32, on_error: str | None = None, **decoding: Any) -> Any:
         """Answer a question about each image.
@@ -371,7 +395,10 @@ class DiffusionVLM:
         return Seen(index, loaded.source, loaded.warnings, reading, (time.perf_counter() - start) * 1000)
 
     def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
-        plan = self.engine.plan(decoding)
+        return self._over(images, self._asking(question, cells, self.engine.plan(decoding)), on_error)
+
+    def _asking(self, question: str, cells: int, plan: Plan) -> Callable[[list[Any]], list[Result]]:
+        """What answers a question in free text, from what was seen on some pictures."""
         _check_cells(cells)
 
         def run(readings: list[Any]) -> list[Result]:
@@ -383,7 +410,7 @@ class DiffusionVLM:
                 results = part.result or results
             return [charged(result, share) for result in results]
 
-        return self._over(images, run, on_error)
+        return run
 
     def _free(self, denoiser: Denoiser, count: int, cells: int, plan: Plan) -> Iterator[Partial]:
         """Free text behind encoded prompts: a canvas of open cells that ends at the end token."""
