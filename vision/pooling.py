@@ -7,6 +7,8 @@ has found must be surer than one that both have.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,8 +45,7 @@ def pool(first: Detections, second: Detections, offset: int) -> Detections:
 
 
 def _with_cells(found: Detections, offset: int) -> Detections:
-    cells = np.where(found.cells >= 0, found.cells + offset, -1)
-    return Detections(found.boxes, found.classes, found.probs, found.score, found.blank, cells)
+    return replace(found, cells=np.where(found.cells >= 0, found.cells + offset, -1))
 
 
 def _mean(a: Floats, b: Floats) -> Floats:

@@ -65,6 +65,11 @@ class _Look:
     features: Tensor
     size: tuple[int, int]
 
+    @property
+    def sure_boxes(self) -> NDArray[np.float32]:
+        """[n, 4] of the characters it is sure of."""
+        return self.found.boxes[self.found.score > SURE]
+
 
 def fast_bf16(device: torch.device | None = None) -> bool:
     """Whether bf16 is faster than float32 (AVX-512 BF16 or AMX, or a GPU) on `device`; None: on the best device there is."""
@@ -87,8 +92,8 @@ def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bo
     most = (MAX_READ_PIXELS / (width * height)) ** 0.5
     scale = min(1.0, most)
     look, larger = _look(tower, image, scale), SECOND
-    if rescale and int((look.found.score > SURE).sum()) >= ENOUGH:
-        wanted = min(better_scale(look.found.boxes[look.found.score > SURE], scale), most)
+    if rescale and len(sure := look.sure_boxes) >= ENOUGH:
+        wanted = min(better_scale(sure, scale), most)
         if twice and 1.0 < wanted / scale <= TINY:
             larger = max(SECOND, min(SMALL_SECOND, wanted / scale))
         elif abs(np.log(wanted / scale)) > 0.1:
@@ -96,7 +101,7 @@ def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bo
             # small print is read enlarged, but widgets are known at the size they have beside small print
             look = _with_things_of(again, look) if wanted > scale else again
             scale = wanted
-    if twice and int((look.found.score > SURE).sum()) >= ENOUGH:
+    if twice and len(look.sure_boxes) >= ENOUGH:
         look = _pooled(look, _look(tower, image, scale * larger if scale * larger <= most else scale / larger))
     tokens = assemble(look.found, look.things, look.size, colon)
     features = torch.zeros(len(tokens), look.features.shape[1])

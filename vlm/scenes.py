@@ -20,7 +20,7 @@ from vlm.results import Result
 
 #: Things up to which a scene is listed.
 MOST = 24
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 def shapes_in(reading: Reading, config: ReaderConfig) -> int:
@@ -44,12 +44,13 @@ def in_words(result: Result) -> Result:
         name = " ".join(str(thing[key]) for key in ("color", "kind") if thing[key] is not None)
         if name:
             things[name] += 1
-    phrases = [_phrase(name, count) for name, count in things.items()]
+    phrases = [phrase(name, count) for name, count in things.items()]
     text = ", ".join(phrases[:-1]) + (" and " if len(phrases) > 1 else "") + phrases[-1] if phrases else "nothing"
     return replace(result, text=text, data=None, fields={})
 
 
-def _phrase(name: str, count: int) -> str:
+def phrase(name: str, count: int) -> str:
+    """'a red circle', 'two red circles'."""
     if count == 1:
         return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-    return f"{_NUMBERS[count] if count < len(_NUMBERS) else count} {name}s"
+    return f"{NUMBERS[count] if count < len(NUMBERS) else count} {name}s"

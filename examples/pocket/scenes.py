@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from examples.pocket.facts import Rng
 from examples.pocket.page import Page, degrade
 from examples.pocket.sample import Query, Sample, Thing, Value
+from vlm.scenes import NUMBERS, phrase
 
 PALETTE = {
     "black": (15, 15, 15), "gray": (128, 128, 128), "red": (225, 35, 35), "green": (25, 140, 45), "blue": (25, 60, 225), "yellow": (235, 215, 25),
@@ -19,7 +20,6 @@ PALETTE = {
 }  # fmt: skip
 VQA_COLORS = ("black", "gray", "red", "green", "blue", "yellow", "teal", "brown")
 SHAPES = ("circle", "rectangle", "triangle", "square", "star", "diamond")
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 def free(task: str, instruction: str, answer: str, reason: list[float] | list[list[float] | None] | None = None) -> Query:
@@ -170,15 +170,12 @@ def captioned(things: list[Thing]) -> Query:
         groups.setdefault((str(t.color), t.kind), []).append(t)
     parts: list[tuple[str, list[float]]] = []
     for (color, kind), members in groups.items():
-        article = "an" if color[0] in "aeiou" else "a"
-        n = len(members)
-        phrase = f"{article} {color} {kind}" if n == 1 else f"{_NUMBERS[n] if n < len(_NUMBERS) else n} {color} {kind}s"
-        parts.append((phrase, members[0].box))
+        parts.append((phrase(f"{color} {kind}", len(members)), members[0].box))
     text, boxes = "", []
-    for i, (phrase, box) in enumerate(parts):
+    for i, (words, box) in enumerate(parts):
         link = "" if not i else " and " if i == len(parts) - 1 else ", "
-        text += link + phrase
-        boxes += [None] * len(link) + [box] * len(phrase)
+        text += link + words
+        boxes += [None] * len(link) + [box] * len(words)
     return free("caption", "Describe the image.", text or "nothing", boxes or None)
 
 
@@ -263,7 +260,7 @@ def nlvr_sentence(boxes: list[list[dict[str, Any]]], rng: Rng) -> tuple[str, boo
     """A sentence of our own about three boxes, and whether it is true."""
     color, kind = str(rng.choice(["black", "blue", "yellow"])), str(rng.choice(["circle", "square", "triangle"]))
     n = int(rng.integers(1, 6))
-    word = str(rng.choice([_NUMBERS[n], str(n)]))
+    word = str(rng.choice([NUMBERS[n], str(n)]))
     what, test = [
         (f"{color} item", lambda o: o["color"] == color),
         (kind, lambda o: o["type"] == kind),
