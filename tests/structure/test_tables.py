@@ -13,7 +13,7 @@ from vlm.structure.automaton import leaf_dfa
 from vlm.structure.fields import NumberField, StringField, UnionField
 from vlm.structure.fill import blank
 from vlm.structure.lift import Symbols, lift, token_table
-from vlm.structure.reduction import Reducer
+from vlm.structure.reduction import FLOOR, Reducer, Space
 from vlm.structure.scaffold import compile_scaffold
 from vlm.structure.schema import parse_schema
 from vlm.structure.slot_engine import SlotEngine
@@ -140,9 +140,10 @@ def test_reductions_against_plain_ones(vocabulary):
     logits[0, ::3] = -torch.inf
     logits[2, int(np.flatnonzero(table.class_of == table.class_of[-1])[0])] = 300.0  # other classes are far below: exact all the same
     reducer = Reducer.of(table, logits.device)
-    values = reducer.gather(logits, torch.tensor([0, 2]))
-    top, total = reducer.reduce(values)
-    scattered = reducer._scattered(values)  # as on an accelerator
+    space = Space()
+    values = reducer.gather(logits, torch.tensor([0, 2]), space)
+    top, total = reducer.reduce(values, space)
+    scattered = reducer._scattered(reducer._mend(values.clone()))  # as on an accelerator
     np.testing.assert_allclose(top[:, reducer.labels], scattered[0], rtol=1e-6)
     np.testing.assert_allclose(total[:, reducer.labels], scattered[1], rtol=1e-5)
     for row, source in enumerate((0, 2)):
@@ -156,6 +157,23 @@ def test_reductions_against_plain_ones(vocabulary):
     for row, label in enumerate(chosen):
         assert table.class_of[int(tokens[row])] == label
         assert float(values[row, place[row]]) == pytest.approx(float(top[row, label]), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("odd", [float("nan"), torch.inf, -torch.inf])
+def test_logits_that_are_no_numbers_do_not_spread(vocabulary, odd, dtype):
+    table = token_table(StringField(), vocabulary, Symbols.of(vocabulary))
+    reducer, space = Reducer.of(table, torch.device("cpu")), Space()
+    logits = torch.zeros(3, vocabulary.vocab_size, dtype=dtype)
+    logits[0] = odd
+    logits[1, reducer.tokens[reducer.first[0]]] = odd
+    for rows in ([0, 1], [2, 0, 1]):  # in memory that held other rows before
+        top, total = reducer.reduce(reducer.gather(logits, torch.tensor(rows), space), space)
+        assert np.isfinite(top).all() and np.isfinite(total).all()
+        plain = rows.index(1)
+        assert (top[plain, reducer.labels[1:]] == 0).all() and (top[rows.index(0), reducer.labels] == (-FLOOR if odd == torch.inf else FLOOR)).all()
+    picked, _ = reducer.pick(reducer.gather(logits, torch.tensor([0, 1]), space), np.array([reducer.labels[-1]] * 2))
+    assert (table.class_of[picked.numpy()] == reducer.labels[-1]).all()
 
 
 def test_tables_come_back_from_disk(vocabulary, tmp_path, monkeypatch):

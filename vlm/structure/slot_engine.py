@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm.errors import DecodingError, OptionError
-from vlm.structure.reduction import Reducer
+from vlm.structure.reduction import Reducer, Space
 from vlm.structure.scaffold import Scaffold
 from vlm.structure.table import TokenTable
 from vlm.structure.trellis import Paths, posterior, solve
@@ -93,6 +93,7 @@ class SlotEngine:
         self._generators: list[torch.Generator] = []
         self._groups: list[_Group] = []
         self._batch = -1
+        self._space = Space()
 
     def rows(self, batch: int) -> list[Scaffold]:
         """The scaffold of each row."""
@@ -222,11 +223,11 @@ class SlotEngine:
         where = rows[slot, cell]
         reducer = Reducer.of(group.table, logits.device)
         index = torch.from_numpy(where).to(logits.device)
-        values, shaken = reducer.gather(logits, index), None
-        weight, sums = reducer.reduce(values)
+        values, shaken = reducer.gather(logits, index, self._space), None
+        weight, sums = reducer.reduce(values, self._space)
         if noise is not None:
             heated = values / self.temperature
-            weight = sums if self.temperature == 1.0 else reducer.reduce(heated)[1]
+            weight = sums if self.temperature == 1.0 else reducer.reduce(heated, self._space)[1]
             shaken = heated.add_(noise[index][:, reducer.tokens])
         shape = (*rows.shape, group.table.classes)
         fixed = ~masked[group.rows[:, None], group.columns]

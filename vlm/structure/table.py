@@ -118,6 +118,11 @@ class TokenTable:
         return {}
 
     @cached_property
+    def reachable(self) -> dict[int, NDArray[np.bool_]]:
+        """[T, C] classes a blank slot may take at each cell, by its number T of cells, see :mod:`vlm.structure.trellis`."""
+        return {}
+
+    @cached_property
     def graph(self) -> Graph:
         """The edges."""
         return Graph.of(self.moves)

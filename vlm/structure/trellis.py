@@ -91,30 +91,43 @@ def _backward(table: TokenTable, scores: Floats, total: bool) -> tuple[Floats, F
 
 
 def _solve_general(table: TokenTable, scores: Floats, uniform: Floats | None) -> Paths:
-    slots, cells, classes = scores.shape
+    slots, cells, _ = scores.shape
     edges = table.graph
     blocked = scores.copy()
     blocked[:, :, 0] = -np.inf
     behind, state = _backward(table, blocked, uniform is not None)
     feasible = np.isfinite(state[:, 0, 0])
-    open_edge = np.isfinite(behind[:, :, :-1])
-    alive = np.zeros((slots, table.states), bool)
-    alive[:, 0] = True
     here = np.zeros(slots, np.int64)
     path = np.zeros((slots, cells), np.int64)
     rows = np.arange(slots)
+    for t in range(cells):
+        out = edges.leaving[here]  # [S, D]
+        choices = behind[:, t][rows[:, None], out]
+        pick = out[rows, choices.argmax(axis=1) if uniform is None else _draw(choices, uniform[:, t])]
+        path[:, t], here = edges.label[pick], edges.target[pick]
+    return Paths(_allowed(table, blocked, behind), path, feasible)
+
+
+def _allowed(table: TokenTable, scores: Floats, behind: Floats) -> Bools:
+    """[S, T, C] classes on some path from the start to an end."""
+    slots, cells, classes = scores.shape
+    edges = table.graph
+    untouched = bool(np.isfinite(scores[:, :, 1:]).all())  # nothing is committed: what is reachable is the same at every step
+    if untouched and cells in table.reachable:
+        return np.broadcast_to(table.reachable[cells], scores.shape)
+    open_edge = np.isfinite(behind[:, :, :-1])
+    alive = np.zeros((slots, table.states), bool)
+    alive[:, 0] = True
     for t in range(cells):
         now = open_edge[:, t]
         now &= alive[:, edges.source]
         alive[:] = False
         alive[:, edges.targets] = np.logical_or.reduceat(now[:, edges.by_target], edges.first_by_target, axis=1)
-        out = edges.leaving[here]  # [S, D]
-        choices = behind[:, t][rows[:, None], out]
-        pick = out[rows, choices.argmax(axis=1) if uniform is None else _draw(choices, uniform[:, t])]
-        path[:, t], here = edges.label[pick], edges.target[pick]
     allowed = np.zeros((slots, cells, classes), bool)
     allowed[:, :, edges.labels] = np.logical_or.reduceat(open_edge[:, :, edges.by_label], edges.first_by_label, axis=2)
-    return Paths(allowed, path, feasible)
+    if untouched:
+        table.reachable[cells] = allowed[0]
+    return allowed
 
 
 def _posterior_general(table: TokenTable, scores: Floats) -> Law:
