@@ -6,6 +6,7 @@ and only the cells of its core are kept, so the maps are those of the whole page
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -26,6 +27,8 @@ LOWEST, IDEAL, HIGHEST = 10.5, 14.5, 19.0
 TILE_PIXELS, TILE_SIDE = 2_600_000, 1280
 #: Pixels of context around a core: at least what a cell of the default tower sees (119 to each side).
 OVERLAP = 120
+#: Pixels of small pages of a size that are taken together.
+TOGETHER = 400_000
 #: Pixels beyond which a page is scaled down whatever its text.
 MAX_READ_PIXELS = 12_000_000
 #: Fewer characters than this of this score say nothing about the size of the text.
@@ -34,6 +37,8 @@ ENOUGH, SURE = 5, 0.9
 SECOND, SMALL_SECOND = 1.15, 1.25
 #: Text smaller than it should be by more than this is not read as it is at all: enlarged paper shows its grain, and that, too, looks like print.
 TINY = 2.0
+
+_MAPS = tuple(ReaderOutput.__dataclass_fields__)
 
 
 @dataclass
@@ -79,7 +84,6 @@ def fast_bf16(device: torch.device | None = None) -> bool:
     return "AVX512" in capability and bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
 
 
-@torch.inference_mode()
 def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bool = True, twice: bool = True) -> Reading:
     """Read an RGB picture.
 
@@ -88,21 +92,62 @@ def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bo
         rescale: read the page again, resized, if its text is too small or too large for the tower.
         twice: look at a page with text a second time, a little larger, and pool what was found (:mod:`vision.pooling`).
     """
+    return read_pictures(tower, [image], colon, rescale, twice)[0]
+
+
+@torch.inference_mode()
+def read_pictures(tower: ReaderTower, images: Sequence[Image.Image], colon: int, rescale: bool = True, twice: bool = True) -> list[Reading]:
+    """Read RGB pictures, each as :func:`read_picture` does; small ones of a size go through the tower together."""
+    readers = [_read(image, colon, rescale, twice) for image in images]
+    pages = {number: next(reader) for number, reader in enumerate(readers)}
+    done: dict[int, Reading] = {}
+    while pages:
+        alike: dict[tuple[int, int], list[int]] = {}
+        for number, page in pages.items():
+            alike.setdefault((-(-page.shape[0] // STRIDE), -(-page.shape[1] // STRIDE)), []).append(number)
+        asked, pages = pages, {}
+        for numbers in alike.values():
+            for number, output in zip(numbers, _maps_of([asked[number] for number in numbers], tower), strict=True):
+                try:
+                    pages[number] = readers[number].send(output)
+                except StopIteration as end:
+                    done[number] = end.value
+    return [done[number] for number in range(len(images))]
+
+
+def _maps_of(pages: list[NDArray[np.uint8]], tower: ReaderTower) -> Iterator[ReaderOutput]:
+    """The maps of each of some pages of as many cells."""
+    together = max(1, TOGETHER // (pages[0].shape[0] * pages[0].shape[1]))
+    if together == 1:
+        yield from (read_maps(tower, page) for page in pages)
+        return
+    for first in range(0, len(pages), together):
+        some = [_whole_cells(page) for page in pages[first : first + together]]
+        output = _run(tower, np.stack(some))
+        parts = zip(*(getattr(output, name).split(1) for name in _MAPS), strict=True)
+        yield from (ReaderOutput(*part) for part in parts)
+
+
+#: A reader of one picture: it asks for the maps of a page [H, W, 3], of one after another, and ends with what it read.
+_Reader = Generator[NDArray[np.uint8], ReaderOutput, Reading]
+
+
+def _read(image: Image.Image, colon: int, rescale: bool, twice: bool) -> _Reader:
     width, height = image.size
     most = (MAX_READ_PIXELS / (width * height)) ** 0.5
     scale = min(1.0, most)
-    look, larger = _look(tower, image, scale), SECOND
+    look, larger = (yield from _look(image, scale)), SECOND
     if rescale and len(sure := look.sure_boxes) >= ENOUGH:
         wanted = min(better_scale(sure, scale), most)
         if twice and 1.0 < wanted / scale <= TINY:
             larger = max(SECOND, min(SMALL_SECOND, wanted / scale))
         elif abs(np.log(wanted / scale)) > 0.1:
-            again = _look(tower, image, wanted)
+            again = yield from _look(image, wanted)
             # small print is read enlarged, but widgets are known at the size they have beside small print
             look = _with_things_of(again, look) if wanted > scale else again
             scale = wanted
     if twice and len(look.sure_boxes) >= ENOUGH:
-        look = _pooled(look, _look(tower, image, scale * larger if scale * larger <= most else scale / larger))
+        look = _pooled(look, (yield from _look(image, scale * larger if scale * larger <= most else scale / larger)))
     tokens = assemble(look.found, look.things, look.size, colon)
     features = torch.zeros(len(tokens), look.features.shape[1])
     cells = torch.from_numpy(tokens.cells)
@@ -134,28 +179,32 @@ def better_scale(boxes: NDArray[np.float32], scale: float) -> float:
     return scale if LOWEST <= tall <= HIGHEST else scale * float(np.clip(IDEAL / tall, 0.2, 3.0))
 
 
-def _look(tower: ReaderTower, image: Image.Image, scale: float) -> _Look:
+def _look(image: Image.Image, scale: float) -> Generator[NDArray[np.uint8], ReaderOutput, _Look]:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     page = image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-    output = read_maps(tower, np.asarray(page))
+    output = yield np.asarray(page)
     return _Look(detect(output), detect_things(output), output.features[0].flatten(1).T, size)
+
+
+def _whole_cells(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W, 3] with both sides rounded up to whole cells."""
+    height, width = pixels.shape[:2]
+    return np.pad(pixels, ((0, -height % STRIDE), (0, -width % STRIDE), (0, 0)), mode="edge")
 
 
 def read_maps(tower: ReaderTower, pixels: NDArray[np.uint8]) -> ReaderOutput:
     """The tower's maps of a page [H, W, 3] of any size, in float32 on the CPU; sides are rounded up to whole cells."""
-    height, width = pixels.shape[:2]
-    padded = np.pad(pixels, ((0, -height % STRIDE), (0, -width % STRIDE), (0, 0)), mode="edge")
+    padded = _whole_cells(pixels)
     cuts = tiles(padded.shape[1], padded.shape[0])
     if len(cuts) == 1:
-        return _run(tower, padded)
+        return _run(tower, padded[None])
     rows, columns = padded.shape[0] // STRIDE, padded.shape[1] // STRIDE
-    names = tuple(ReaderOutput.__dataclass_fields__)
     whole: dict[str, Tensor] = {}
     for tile in cuts:
-        output = _run(tower, padded[tile.y0 : tile.y1, tile.x0 : tile.x1])
+        output = _run(tower, padded[None, tile.y0 : tile.y1, tile.x0 : tile.x1])
         left, top, right, bottom = (v // STRIDE for v in tile.core)
         x, y = tile.x0 // STRIDE, tile.y0 // STRIDE
-        for name in names:
+        for name in _MAPS:
             part: Tensor = getattr(output, name)
             if name not in whole:
                 whole[name] = part.new_empty(*part.shape[:-2], rows, columns)
@@ -199,9 +248,9 @@ def _cuts(length: int) -> list[int]:
 
 
 def _run(tower: ReaderTower, pixels: NDArray[np.uint8]) -> ReaderOutput:
-    """The maps of pixels [H, W, 3], H and W multiples of the stride."""
+    """The maps of pixels [B, H, W, 3], H and W multiples of the stride."""
     device = next(tower.parameters()).device
-    batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1).unsqueeze(0).float().div_(255)
+    batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float().div_(255)
     with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)):
         output: ReaderOutput = tower(batch.contiguous(memory_format=torch.channels_last))
-    return ReaderOutput(*(getattr(output, n).float().cpu() for n in ReaderOutput.__dataclass_fields__))
+    return ReaderOutput(*(getattr(output, name).float().cpu() for name in _MAPS))

@@ -1,37 +1,40 @@
 """Many pictures through a model: read as they come, sorted by length, run in batches, given back in their order.
 
-Pictures are let go as soon as they were read. A batch that does not fit into memory is cut in halves, and the size of later
-batches with it; a picture that breaks its batch is run alone, and becomes a result with status 'error'.
+Pictures are let go as soon as they were read; small ones wait for a few of their kind, to be read together. A batch that does
+not fit into memory is cut in halves, and the size of later batches with it; a picture that breaks its batch is run alone, and
+becomes a result with status 'error'.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vision.loading import LoadedImage
 from vlm.errors import ContextLengthError, ImageTooLargeError, OptionError, PromptError, SchemaError, VLMError
 from vlm.results import Result
 
 #: Batches that are collected before the first of them is run: the more there are, the more alike the rows of each.
 WINDOW = 4
+#: Pixels of pictures that wait to be read together: beyond it they are, however few they are.
+TOGETHER = 1_000_000
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture that was read: its place among the inputs, what was found, and the milliseconds that took.
+    """A picture that was read: its name, what was found, and the milliseconds that took.
 
     The picture itself is not kept: a batch of large pages must not pile up in memory.
     """
 
-    index: int
     source: str
     warnings: tuple[str, ...]
     reading: Any
@@ -42,47 +45,78 @@ class Batches:
     """Results of pictures, one each, in order.
 
     Args:
-        look: (number, image) -> what was seen; the length of its reading is how much of the prompt it takes.
+        load: an image of any kind -> the picture.
+        look: some pictures -> what was seen on each; the length of its reading is how much of the prompt it takes.
         run: what was seen on some pictures -> their results.
         size: rows of a batch at most.
         as_rows: bad pictures become results instead of raising.
     """
 
-    def __init__(self, look: Callable[[int, Any], Seen], run: Callable[[list[Any]], list[Result]], size: int, as_rows: bool) -> None:
-        self.look, self.run, self.size, self.as_rows = look, run, size, as_rows
+    def __init__(
+        self, load: Callable[[Any], LoadedImage], look: Callable[[list[LoadedImage]], list[Seen]], run: Callable[[list[Any]], list[Result]],
+        size: int, as_rows: bool,
+    ) -> None:  # fmt: skip
+        self.load, self.look, self.run, self.size, self.as_rows = load, look, run, size, as_rows
 
     def __call__(self, images: Iterable[Any]) -> Iterator[Result]:
         """Results of images, as the windows fill; an exception among them stands for an image that could not be had.
 
         Raises what `run` raises for the request as a whole.
         """
-        waiting: list[Seen] = []
+        loaded: dict[int, LoadedImage] = {}
+        waiting: dict[int, Seen] = {}
         rows: dict[int, Result] = {}
-        index = -1
+        first, index, pixels = 0, -1, 0
         for index, image in enumerate(images):
             try:
                 if isinstance(image, Exception):
                     raise image
-                waiting.append(self.look(index, image))
+                picture = loaded[index] = self.load(image)
+                pixels += picture.rgb.width * picture.rgb.height
+                del picture
             except Exception as error:
-                if not self.as_rows or of_the_request(error):
-                    raise
-                rows[index] = failed(error, "load", image)
+                rows[index] = self._failed(error, image)
             del image
-            if len(waiting) >= self.size * WINDOW or len(rows) >= self.size * WINDOW * 4:
-                yield from self._window(waiting, rows, index)
-                waiting, rows = [], {}
-        yield from self._window(waiting, rows, index)
+            full = len(loaded) + len(waiting) >= self.size * WINDOW or len(rows) >= self.size * WINDOW * 4
+            if full or len(loaded) >= self.size or pixels > TOGETHER:
+                self._see(loaded, waiting, rows)
+                pixels = 0
+            if full:
+                yield from self._window(waiting, rows, range(first, index + 1))
+                first = index + 1
+        self._see(loaded, waiting, rows)
+        yield from self._window(waiting, rows, range(first, index + 1))
 
-    def _window(self, waiting: list[Seen], rows: dict[int, Result], last: int) -> Iterator[Result]:
-        """Run what waits, and give everything up to number `last` in order."""
-        first = last + 1 - len(waiting) - len(rows)
-        queue = sorted(waiting, key=lambda seen: len(seen.reading))  # stable: equal windows give equal batches
+    def _failed(self, error: Exception, image: Any) -> Result:
+        """The row of a picture that could not be loaded or read; raises where there are no such rows."""
+        if not self.as_rows or of_the_request(error):
+            raise error
+        return failed(error, "load", image)
+
+    def _see(self, loaded: dict[int, LoadedImage], waiting: dict[int, Seen], rows: dict[int, Result]) -> None:
+        """Look at what was loaded, together; where that breaks, at one after the other."""
+        try:
+            seen: Sequence[Seen | None] = self.look(list(loaded.values())) if loaded else []
+        except Exception:
+            if len(loaded) == 1 and not self.as_rows:
+                raise
+            seen = [None] * len(loaded)
+        for index, found in zip(list(loaded), seen, strict=True):
+            picture = loaded.pop(index)
+            try:
+                waiting[index] = found or self.look([picture])[0]
+            except Exception as error:
+                rows[index] = self._failed(error, picture)
+
+    def _window(self, waiting: dict[int, Seen], rows: dict[int, Result], numbers: range) -> Iterator[Result]:
+        """Run what waits, and give the results of all `numbers` in order."""
+        queue = sorted(waiting, key=lambda index: len(waiting[index].reading))  # stable: equal windows give equal batches
         while queue:
             batch, queue = queue[: self.size], queue[self.size :]
-            for seen, result in zip(batch, self._run(batch), strict=True):
-                rows[seen.index] = of_picture(result, seen)
-        for index in range(first, last + 1):
+            seen = [waiting.pop(index) for index in batch]
+            for index, one, result in zip(batch, seen, self._run(seen), strict=True):
+                rows[index] = of_picture(result, one)
+        for index in numbers:
             yield rows.pop(index)
 
     def _run(self, batch: list[Seen]) -> list[Result]:

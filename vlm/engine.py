@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vision.adapter import VisualBatch
-from vision.reading import Reading, fast_bf16, read_picture
+from vision.reading import Reading, fast_bf16, read_picture, read_pictures
 from vision.tokens import CHAR, ROW_END, THING, VisualTokens
 from vlm.backbone.packed import PackedPrefix, bounds_of
 from vlm.backbone.slots import SlotTable, join
@@ -96,6 +96,10 @@ class Engine(Protocol):
 
     def see(self, image: Any) -> Any:
         """Encode an RGB PIL image that is alone in its prompt; the length of what comes is that of its part of the prompt."""
+        ...
+
+    def see_each(self, images: Sequence[Any]) -> list[Any]:
+        """Encode RGB PIL images that are alone in their prompts, as :meth:`see` does."""
         ...
 
     def see_all(self, images: Sequence[Any]) -> list[Any]:
@@ -282,9 +286,13 @@ class PocketEngine:
         """Read an RGB PIL image."""
         return read_picture(self.tower, image, self.colon, rescale)
 
+    def see_each(self, images: Sequence[Any]) -> list[Reading]:
+        """Read RGB PIL images."""
+        return read_pictures(self.tower, images, self.colon)
+
     def see_all(self, images: Sequence[Any]) -> list[Reading]:
-        """Read each image."""
-        return [self.see(image) for image in images]
+        """The same: pocket reads a picture in one way only."""
+        return self.see_each(images)
 
     def locator(self, denoiser: PocketDenoiser, canvas: Canvas, row: int) -> Locator:
         """Union of what the copy head pointed at."""

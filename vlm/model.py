@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vision.loading import load_image
+from vision.loading import LoadedImage, load_image
 from vision.reader import ReaderConfig
 from vision.reading import Reading
 from vision.tokens import THING, text_of
@@ -290,7 +290,7 @@ class DiffusionVLM:
         """Like :meth:`extract` for one image, yielding each step with its ``slots``; the last item carries the result."""
         scaffold = self._scaffold(schema, lenient=lenient)
         plan = self.engine.plan(decoding)
-        seen = self._look(0, image)
+        seen = self._look(image)
         prompt = self._prompt(self.engine.extraction(scaffold), plan)
         filling = Filling(self.engine, [prompt], [[seen.reading]], scaffold, plan, growth=growth, calibration=self.calibration)
         return filling.stream(lambda result, _: of_picture(result, seen))
@@ -300,7 +300,7 @@ class DiffusionVLM:
         _check_words(instruction, "instruction")
         pointing = isinstance(self.engine, PocketEngine)
         scaffold, plan = self._grounding(decoding)
-        seen = self._look(0, image)
+        seen = self._look(image)
         prompt = self._prompt(instruction if pointing else REQUEST.format(instruction=instruction), plan)
         filling = Filling(self.engine, [prompt], [[seen.reading]], scaffold, plan, by_first_cell=pointing, calibration=self.calibration)
         if not isinstance(self.engine, PocketEngine):
@@ -336,7 +336,7 @@ class DiffusionVLM:
         _check_words(text, "text")
         scaffold = compile_blanks(text, self.tokenizer, symbols=self.engine.symbols)
         plan = self.engine.plan(decoding)
-        seen = None if image is None else self._look(0, image)
+        seen = None if image is None else self._look(image)
         words = prompt.strip() or ("" if seen is not None and isinstance(self.engine, PocketEngine) else INFILL)
         parts = ([] if seen is None else [ImagePart(seen.source)]) + ([TextPart(words)] if words else [])
         message = self.engine.prompt([Message("user", tuple(parts))], plan)
@@ -382,17 +382,20 @@ class DiffusionVLM:
         if on_error not in (None, "row", "raise"):
             raise OptionError(f"on_error is {on_error!r}", remedy="use 'row' or 'raise'")
         many = isinstance(images, (list, tuple, Iterator))
-        batches = Batches(self._look, run, self.batch_size, as_rows=on_error == "row" or (on_error is None and many))
+        batches = Batches(load_image, self._see, run, self.batch_size, as_rows=on_error == "row" or (on_error is None and many))
         if isinstance(images, Iterator):
             return batches(images)
         results = list(batches(images if many else [images]))
         return results if many else results[0]
 
-    def _look(self, index: int, image: Any) -> Seen:
+    def _look(self, image: Any) -> Seen:
+        return self._see([load_image(image)])[0]
+
+    def _see(self, loaded: Sequence[LoadedImage]) -> list[Seen]:
         start = time.perf_counter()
-        loaded = load_image(image)
-        reading = self.engine.see(loaded.rgb)
-        return Seen(index, loaded.source, loaded.warnings, reading, (time.perf_counter() - start) * 1000)
+        readings = self.engine.see_each([image.rgb for image in loaded])
+        ms = (time.perf_counter() - start) * 1000 / len(loaded)
+        return [Seen(image.source, image.warnings, reading, ms) for image, reading in zip(loaded, readings, strict=True)]
 
     def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
         return self._over(images, self._asking(question, cells, self.engine.plan(decoding)), on_error)

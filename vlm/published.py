@@ -136,6 +136,10 @@ class PublishedEngine:
         """Features of an RGB image that is alone in its prompt."""
         return self.see_all([image])[0]
 
+    def see_each(self, images: Sequence[Any]) -> list[Picture]:
+        """Features of RGB images that are alone in their prompts."""
+        return [self.see(image) for image in images]
+
     @torch.inference_mode()
     def denoiser(
         self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Picture]], answer_cells: int, plan: Plan, scaffold: Scaffold | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +80,10 @@ class Remembering(PocketEngine):
         if known is None:
             known = self._seen[id(image)] = (image, super().see(image, rescale))
         return known[1]
+
+    def see_each(self, images: Sequence[Any]) -> list[Reading]:
+        """The same of several."""
+        return [self.see(image) for image in images]
 
     def remember(self, image: Any, reading: Reading) -> None:
         """Take this for the reading of an image."""
