@@ -169,7 +169,6 @@ class PocketDenoiser:
     def __init__(self, model: PocketModel, prefix: Prefix, places: list[Places], table: SlotTable, half: bool, null: int) -> None:
         self.prefix, self.places, self.half, self.null = prefix, places, half, null
         self.null_bias = model.config.null_bias
-        self._set(table)
         self.packed = PackedPocket(model)
         self.vocab_size = model.config.backbone.vocab_size
         #: Where the first cells of slots point, (row, column) -> [(entry, probability)]; kept where this is no None.
@@ -181,10 +180,13 @@ class PocketDenoiser:
 
         cache = prefix.cache
         hidden = torch.cat([cache.hidden[row, :n] for row, n in enumerate(lengths)])
-        self.behind = PackedMemory(PackedPrefix(flat(cache.keys), flat(cache.values), hidden, bounds_of(lengths)), prefix.memory, prefix.labels, lengths)
+        packed = PackedPrefix(flat(cache.keys), flat(cache.values), hidden, bounds_of(lengths))
+        self.behind = PackedMemory(packed, prefix.memory, replace(prefix.labels), lengths)
+        self._set(table)
 
     def _set(self, table: SlotTable) -> None:
         self._slot, self._slots = torch.from_numpy(table.slot), Slots.of(torch.zeros(0), table)
+        self.behind.labels.spelled = None
 
     def lay_out(self, scaffolds: Sequence[Scaffold]) -> None:
         """From now on the canvases have these scaffolds, one a row; raises ContextLengthError when one is too long."""
@@ -202,6 +204,9 @@ class PocketDenoiser:
         rows = counts.nonzero(as_tuple=True)[0].tolist()
         slots = replace(self._slots, index=canvas.slot_index[kept], slot=self._slot.expand_as(kept)[kept])
         with torch.autocast(canvas.ids.device.type, torch.bfloat16, enabled=self.half):
+            labels = self.behind.labels
+            if labels.spelled is None and self._slot.dim() == 1:  # all rows have the same slots: they are looked up once
+                labels.spelled = self.packed.model.spelled(slots, labels, torch.arange(len(slots.keys)))
             found = self.packed.cells(canvas.ids[kept], slots, cells[kept], counts[rows].tolist(), rows, self.behind)
         chances = torch.softmax(found.scores, dim=-1)
         weight, source = chances.max(dim=-1)

@@ -8,7 +8,7 @@ from PIL import Image
 import vision.reading as reading
 from tests.vision.test_tokens import COLON, written
 from vision.reader import ALPHABET, STRIDE, THINGS, ReaderConfig, ReaderOutput, ReaderTower
-from vision.reading import better_scale, read_maps, read_picture, tiles
+from vision.reading import better_scale, read_maps, read_picture, read_pictures, tiles
 from vision.tokens import CHAR, THING, text_of
 
 
@@ -221,3 +221,28 @@ def test_narrow_pages_keep_their_shape_when_scaled(monkeypatch):
     tower = Printed()
     read_picture(tower, Image.new("RGB", (3, 9000)), COLON)
     assert tower.seen == [(8, 5480)]  # 9000 * (10000 / 27000) ** 0.5 = 5477
+
+
+class Inked(Printed):
+    """Reads its lines on pages that are not white, and nothing on others."""
+
+    def forward(self, pixels):
+        height, width = pixels.shape[-2:]
+        self.seen.append((len(pixels), width, height))
+        parts = [written(height // 8, width // 8, *(self.lines if float(page.mean()) < 0.9 else ())) for page in pixels]
+        return ReaderOutput(*(torch.cat([getattr(part, name) for part in parts]) for name in ReaderOutput.__dataclass_fields__))
+
+
+def test_small_pages_of_a_size_go_through_the_tower_together(monkeypatch):
+    tower = Inked(("some text", 10, 10))
+    pictures = [Image.new("RGB", size, color) for size, color in (
+        ((200, 100), "gray"), ((64, 64), "gray"), ((198, 97), "white"), ((200, 100), "gray"), ((200, 100), "white"), ((400, 300), "gray"),
+    )]  # fmt: skip
+    monkeypatch.setattr(reading, "TOGETHER", 56_000)
+    together = read_pictures(tower, pictures, COLON)
+    assert tower.seen[:5] == [(2, 200, 104), (2, 200, 104), (1, 64, 64), (1, 400, 304), (2, 232, 120)]  # five of a size, at most two at once
+    alone = [read_picture(tower, picture, COLON) for picture in pictures]
+    assert [text_of(found.tokens, ALPHABET) for found in together] == [text_of(found.tokens, ALPHABET) for found in alone]
+    assert [[row[0] for row in text_of(found.tokens, ALPHABET)] for found in together] == [["some text"], ["some text"], [], ["some text"], [], ["some text"]]
+    assert [found.size for found in together] == [picture.size for picture in pictures]
+    assert read_pictures(tower, [], COLON) == []

@@ -13,7 +13,7 @@ from vision.adapter import ReaderAdapter, VisualBatch
 from vision.mentions import Mentions
 from vision.reader import ReaderConfig, ReaderTower
 from vision.tokens import BLANK, CHAR, GAP, ROW_END, THING
-from vision.words import ROLES, WordEmbedding, WordMatch
+from vision.words import ROLES, Match, WordEmbedding, WordMatch
 from vlm.backbone.cache import PrefixCache
 from vlm.backbone.config import BackboneConfig
 from vlm.backbone.copy_head import Chain, CopyHead, CopyHeadConfig, CopyMemory, Pointing
@@ -107,12 +107,14 @@ class Labels:
         words: [W, D]. holders: by name, roles [H, ROLES], lead, left, above and ordinal [H], see :class:`vision.words.Lexicon`.
         starts: [B, P] holder whose first entry this is, 0 for none.
         over: [B, P] first entry of the word above the one that starts here, -1 for none (see ``Lexicon.above``).
+        spelled: where the keys of all slots are spelled there, if that is known already.
     """
 
     words: Tensor
     holders: Mapping[str, Tensor]
     starts: Tensor
     over: Tensor
+    spelled: Match | None = None
 
     @classmethod
     def of(cls, words: Tensor, visual: VisualBatch, holder: Tensor) -> Labels:
@@ -283,8 +285,11 @@ class PocketModel(nn.Module):
         """:meth:`CopyHead.point` of n cells [n, D], helped by labels that spell the keys of the slots; the copied token's
         embedding is part of what is added to the states."""
         asked = slots.slot[slots.index == 1]  # [S]
-        unique, back = asked.unique(return_inverse=True)
-        match = self.match(self.words(slots.keys[unique]), slots.item[unique], labels.words, labels.holders)
+        if labels.spelled is None:
+            unique, back = asked.unique(return_inverse=True)
+            match = self.spelled(slots, labels, unique)
+        else:
+            match, back = labels.spelled, asked
         starts = labels.starts[row]
         hint, label = ((told[:, starts] * (starts > 0))[back] for told in (match.hint, match.label))
         number = torch.isin(slots.kind[asked], _NUMBERS.to(asked.device))
@@ -292,6 +297,10 @@ class PocketModel(nn.Module):
         best = label.amax(1) if label.shape[1] else label.sum(1)
         pointing, seen = self.head.point(states, slots.index - 1, memory, row, hint, best, number, asked > 0, chain)
         return pointing, seen + pointing.copied.to(seen.dtype) @ self.backbone.token_embed.weight.to(seen.dtype)
+
+    def spelled(self, slots: Slots, labels: Labels, which: Tensor) -> Match:
+        """Where the keys of the slots `which` [S] are spelled on the pages."""
+        return self.match(self.words(slots.keys[which]), slots.item[which], labels.words, labels.holders)
 
     def cell_logits(self, hidden: Tensor, copied: Tensor) -> Tensor:
         """Logits [N, V] of N cells from their final states [N, D] and what they would copy [N, V]."""
