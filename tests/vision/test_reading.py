@@ -236,13 +236,13 @@ class Inked(Printed):
 def test_small_pages_of_a_size_go_through_the_tower_together(monkeypatch):
     tower = Inked(("some text", 10, 10))
     pictures = [Image.new("RGB", size, color) for size, color in (
-        ((200, 100), "gray"), ((64, 64), "gray"), ((198, 97), "white"), ((200, 100), "gray"), ((200, 100), "white"), ((400, 300), "gray"),
+        ((200, 100), "gray"), ((96, 64), "gray"), ((198, 97), "white"), ((200, 100), "gray"), ((200, 100), "white"), ((400, 300), "gray"),
     )]  # fmt: skip
     monkeypatch.setattr(reading, "TOGETHER", 56_000)
     together = read_pictures(tower, pictures, COLON)
-    assert tower.seen[:5] == [(2, 200, 104), (2, 200, 104), (1, 64, 64), (1, 400, 304), (2, 232, 120)]  # five of a size, at most two at once
+    assert tower.seen[:5] == [(2, 200, 104), (2, 200, 104), (1, 96, 64), (1, 400, 304), (2, 232, 120)]  # five of a size, at most two at once
     alone = [read_picture(tower, picture, COLON) for picture in pictures]
     assert [text_of(found.tokens, ALPHABET) for found in together] == [text_of(found.tokens, ALPHABET) for found in alone]
-    assert [[row[0] for row in text_of(found.tokens, ALPHABET)] for found in together] == [["some text"], ["some text"], [], ["some text"], [], ["some text"]]
+    assert [len(found) > 0 for found in together] == [True, True, False, True, False, True]
     assert [found.size for found in together] == [picture.size for picture in pictures]
     assert read_pictures(tower, [], COLON) == []
