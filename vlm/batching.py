@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +25,8 @@ from vlm.results import Result
 WINDOW = 4
 #: Pixels of pictures that wait to be read together: beyond it they are, however few they are.
 TOGETHER = 1_000_000
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ class Batches:
 
         Raises what `run` raises for the request as a whole.
         """
-        loaded: dict[int, LoadedImage] = {}
+        loaded: dict[int, tuple[LoadedImage, float]] = {}  # and the milliseconds it took
         waiting: dict[int, Seen] = {}
         rows: dict[int, Result] = {}
         first, index, pixels = 0, -1, 0
@@ -71,9 +74,8 @@ class Batches:
             try:
                 if isinstance(image, Exception):
                     raise image
-                picture = loaded[index] = self.load(image)
-                pixels += picture.rgb.width * picture.rgb.height
-                del picture
+                loaded[index] = timed(self.load, image)
+                pixels += loaded[index][0].rgb.width * loaded[index][0].rgb.height
             except Exception as error:
                 rows[index] = self._failed(error, image)
             del image
@@ -93,18 +95,19 @@ class Batches:
             raise error
         return failed(error, "load", image)
 
-    def _see(self, loaded: dict[int, LoadedImage], waiting: dict[int, Seen], rows: dict[int, Result]) -> None:
+    def _see(self, loaded: dict[int, tuple[LoadedImage, float]], waiting: dict[int, Seen], rows: dict[int, Result]) -> None:
         """Look at what was loaded, together; where that breaks, at one after the other."""
         try:
-            seen: Sequence[Seen | None] = self.look(list(loaded.values())) if loaded else []
+            seen: Sequence[Seen | None] = self.look([picture for picture, _ in loaded.values()]) if loaded else []
         except Exception:
             if len(loaded) == 1 and not self.as_rows:
                 raise
             seen = [None] * len(loaded)
         for index, found in zip(list(loaded), seen, strict=True):
-            picture = loaded.pop(index)
+            picture, ms = loaded.pop(index)
             try:
-                waiting[index] = found or self.look([picture])[0]
+                one = found or self.look([picture])[0]
+                waiting[index] = replace(one, ms=one.ms + ms)
             except Exception as error:
                 rows[index] = self._failed(error, picture)
 
@@ -139,6 +142,13 @@ class Batches:
         self.size = max(1, min(self.size, half))
         _log.warning("out of memory with a batch of %d; going on with %d", len(batch), self.size)
         return self._run(batch[:half]) + self._run(batch[half:])
+
+
+def timed(run: Callable[[Any], T], given: Any) -> tuple[T, float]:
+    """(``run(given)``, the milliseconds that took)."""
+    start = time.perf_counter()
+    value = run(given)
+    return value, (time.perf_counter() - start) * 1000
 
 
 def out_of_memory(error: BaseException) -> bool:

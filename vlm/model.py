@@ -12,28 +12,26 @@ from typing import TYPE_CHECKING, Any
 from vision.loading import LoadedImage, load_image
 from vision.reader import ReaderConfig
 from vision.reading import Reading
-from vision.tokens import THING, text_of
-from vlm.batching import Batches, Seen, charged, of_picture
+from vlm.batching import Batches, Seen, charged, of_picture, timed
 from vlm.calibration import Calibration
 from vlm.checkpoint import POCKET, fingerprint, is_pocket, load_pocket
-from vlm.decoding.canvas import Canvas
 from vlm.decoding.contracts import Denoiser
-from vlm.decoding.loop import Frame, decode
-from vlm.decoding.stops import EndOfText, Never
 from vlm.decoding.windows import FullWindow
 from vlm.engine import Engine, Plan, PocketEngine, user_turn
 from vlm.errors import OptionError, PromptError
 from vlm.filling import Filling
 from vlm.grounding.actions import action_schema
 from vlm.grounding.answers import POINTING_SCHEMA, REQUEST, pointed, written
-from vlm.live import Cell, Partial, cells_of, text_so_far
+from vlm.live import Cell, Partial, cells_of
 from vlm.processor.messages import ImagePart, Message, Messages, TextPart
 from vlm.processor.prompt import Prompt
-from vlm.results import Item, Line, Result, Usage
+from vlm.readouts import items_of, lines_of
+from vlm.results import Result
 from vlm.scenes import in_words, scene_schema, shapes_in
 from vlm.structure.blanks import compile_blanks
 from vlm.structure.scaffold import Scaffold, compile_scaffold
 from vlm.structure.schema import parse_schema
+from vlm.writing import Writing
 
 if TYPE_CHECKING:
     from vlm.checkpoints.placement import DeviceMap
@@ -235,16 +233,16 @@ class DiffusionVLM:
         config = self._pocket("read").model.config.reader
 
         def run(readings: list[Reading]) -> list[Result]:
-            return [_lines(r, config) for r in readings]
+            return [lines_of(reading, config) for reading in readings]
 
         return self._over(images, run, on_error)
 
     def objects(self, images: Images, *, on_error: str | None = None) -> Any:
         """Objects and widgets of each image as ``items``, by the tower alone, from top to bottom."""
-        self._pocket("objects")
+        config = self._pocket("objects").model.config.reader
 
         def run(readings: list[Reading]) -> list[Result]:
-            return [self._items(r) for r in readings]
+            return [items_of(reading, config) for reading in readings]
 
         return self._over(images, run, on_error)
 
@@ -277,14 +275,12 @@ class DiffusionVLM:
         loaded = [load_image(image) for image in prompt.images]
         denoiser = self.engine.denoiser([prompt], [self.engine.see_all([image.rgb for image in loaded])], max_new_tokens, plan)
         ms = (time.perf_counter() - start) * 1000
-        return self._stream(denoiser, max_new_tokens, plan, ms, tuple(f"{image.source}: {w}" for image in loaded for w in image.warnings))
+        warnings = tuple(f"{image.source}: {w}" for image in loaded for w in image.warnings)
 
-    def _stream(self, denoiser: Denoiser, cells: int, plan: Plan, ms: float, warnings: tuple[str, ...]) -> Iterator[Partial]:
-        for part in self._free(denoiser, 1, cells, plan):
-            if part.result is not None:
-                result = charged(part.result[0], ms)
-                part = replace(part, result=[replace(result, warnings=(*warnings, *result.warnings))])
-            yield part
+        def finish(result: Result) -> Result:
+            return charged(replace(result, warnings=(*warnings, *result.warnings)), ms)
+
+        return Writing(self.engine, denoiser, 1, max_new_tokens, plan).stream(finish)
 
     def stream_extract(self, image: Any, schema: Any, *, lenient: bool = False, growth: int = 0, **decoding: Any) -> Iterator[Partial]:
         """Like :meth:`extract` for one image, yielding each step with its ``slots``; the last item carries the result."""
@@ -389,7 +385,9 @@ class DiffusionVLM:
         return results if many else results[0]
 
     def _look(self, image: Any) -> Seen:
-        return self._see([load_image(image)])[0]
+        loaded, ms = timed(load_image, image)
+        seen = self._see([loaded])[0]
+        return replace(seen, ms=seen.ms + ms)
 
     def _see(self, loaded: Sequence[LoadedImage]) -> list[Seen]:
         start = time.perf_counter()
@@ -408,37 +406,9 @@ class DiffusionVLM:
             start = time.perf_counter()
             denoiser = self.engine.denoiser([self._prompt(question, plan) for _ in readings], [[r] for r in readings], cells, plan)
             share = (time.perf_counter() - start) * 1000 / len(readings)
-            results: list[Result] = []
-            for part in self._free(denoiser, len(readings), cells, plan):
-                results = part.result or results
-            return [charged(result, share) for result in results]
+            return [charged(result, share) for result in Writing(self.engine, denoiser, len(readings), cells, plan).results()]
 
         return run
-
-    def _free(self, denoiser: Denoiser, count: int, cells: int, plan: Plan) -> Iterator[Partial]:
-        """Free text behind encoded prompts: a canvas of open cells that ends at the end token."""
-        start = time.perf_counter()
-        symbols, recipe = self.engine.symbols, plan.recipe
-        canvas = Canvas.blank(count, cells, mask_id=symbols.mask, pad_id=symbols.pad)
-        banned = self.engine.banned(plan, None)
-        stop = EndOfText(self.engine.stop_ids) if isinstance(recipe.stop, Never) else recipe.stop
-        full = recipe.with_parts(banned=banned, stop=stop)
-        for frame in decode(denoiser, canvas, full, seed=plan.seed):
-            rows = zip(frame.ids.tolist(), frame.state.tolist(), strict=True)
-            yield Partial(frame, [text_so_far(self.tokenizer, ids, state, self.engine.stop_ids) for ids, state in rows])
-        ms = (time.perf_counter() - start) * 1000 / count
-        results = [self._answer(canvas, row, ms) for row in range(count)]
-        last = Frame.of(canvas, int(canvas.step.max()), canvas.masked)
-        yield Partial(last, [r.text for r in results], results)
-
-    def _answer(self, canvas: Canvas, row: int, ms: float) -> Result:
-        ids = canvas.ids[row].tolist()
-        end = next((i for i, token in enumerate(ids) if token in self.engine.stop_ids), len(ids))
-        sure = canvas.commit_confidence[row, : min(end + 1, len(ids))]
-        kept = [i for i in ids[:end] if i not in self.tokenizer.control_ids]
-        usage = Usage(int(canvas.step[row]), int(canvas.forwards[row]), end, ms)
-        cut = () if end < len(ids) else (f"the answer filled all {end} cells and may be cut off; raise max_new_tokens",)
-        return Result(self.tokenizer.decode(kept).strip(), confidence=float(sure.prod()), warnings=cut, usage=usage)
 
     def _fill(
         self, prompts: list[Prompt], pictures: list[list[Any]], scaffold: Scaffold, plan: Plan, *, growth: int = 0, by_first_cell: bool = False,
@@ -449,26 +419,6 @@ class DiffusionVLM:
             self.engine, prompts, pictures, scaffold, plan, growth=growth, by_first_cell=by_first_cell, denoiser=denoiser, calibration=self.calibration
         )
         return filling.results()
-
-    def _items(self, reading: Reading) -> Result:
-        config, tokens = self._pocket("objects").model.config.reader, reading.tokens
-        items = []
-        for i in range(len(tokens)):
-            if tokens.kind[i] != THING:
-                continue
-            x0, y0, x1, y1 = tokens.boxes[i].tolist()
-            color = config.colors[tokens.color[i] - 1] if tokens.color[i] else None
-            items.append(Item(config.things[tokens.classes[i, 0] - 1], color, (x0, y0, x1, y1), float(tokens.score[i])))
-        sure = min((item.confidence for item in items), default=1.0)
-        return Result(", ".join(f"{i.color or ''} {i.kind}".strip() for i in items), items=tuple(items), confidence=sure)
-
-
-def _lines(reading: Reading, config: ReaderConfig) -> Result:
-    rows = text_of(reading.tokens, config.alphabet)
-    lines = tuple(Line(text, box, sure) for text, box, sure in rows)
-    total = sum(len(line.text) for line in lines)
-    sure = sum(line.confidence * len(line.text) for line in lines) / total if total else 1.0
-    return Result("\n".join(line.text for line in lines), lines=lines, confidence=sure, usage=Usage(tokens=total))
 
 
 def _check_words(words: Any, what: str) -> None:

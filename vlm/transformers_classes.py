@@ -44,6 +44,7 @@ from vlm.processor.template import POCKET, Template
 from vlm.processor.tokenizer import Tokenizer
 from vlm.processor.vocabulary import qwen_spec
 from vlm.published import PublishedEngine
+from vlm.writing import Writing
 
 #: Hub options that every ``from_pretrained`` of transformers takes, and ``snapshot_download`` too.
 HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
@@ -324,16 +325,20 @@ class DiffusionModel(PreTrainedModel):  # type: ignore[misc]
         plan = engine.plan(decoding)
         pictures = engine.see_all([load_image(image).rgb for image in prompt.images])
         denoiser = engine.denoiser([prompt], [pictures], cells, plan)
-        ids: list[int] = []
-        for part in self.vlm._free(denoiser, 1, cells, plan):
-            ids, state = part.frame.ids[0].tolist(), part.frame.state[0].tolist()
-            end = next((i + 1 for i, token in enumerate(ids) if token in engine.stop_ids and state[i] != MASK), len(ids))
-            ids = ids[:end]
-            if part.result is None and hasattr(streamer, "put_draft"):
-                streamer.put_draft(torch.tensor(ids))
+        writing = Writing(engine, denoiser, 1, cells, plan)
+        for frame in writing.frames():
+            if hasattr(streamer, "put_draft"):
+                streamer.put_draft(torch.tensor(_written(frame.ids[0], frame.state[0] == MASK, engine.stop_ids)))
+        ids = _written(writing.canvas.ids[0], writing.canvas.masked[0], engine.stop_ids)
         if streamer is not None:
             streamer.put(torch.tensor(ids))
         return ids
+
+
+def _written(ids: torch.Tensor, masked: torch.Tensor, stop_ids: Sequence[int]) -> list[int]:
+    """Ids [L] up to the first end token that is known."""
+    found: list[int] = ids.tolist()
+    return found[: next((i + 1 for i, token in enumerate(found) if token in stop_ids and not masked[i]), len(found))]
 
 
 def register() -> tuple[str, ...]:

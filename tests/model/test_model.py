@@ -13,6 +13,7 @@ from vision.tokens import THING
 from vlm import CheckpointError, ContextLengthError, DiffusionVLM, FieldInfo, ImageNotFoundError, ImagePart, OptionError, PromptError, Result, SchemaError, user
 from vlm.grounding.answers import pointed as grounded
 from vlm.grounding.answers import widget_around
+from vlm.readouts import items_of
 
 SCHEMA = {
     "type": "object",
@@ -172,7 +173,7 @@ def test_grounding_takes_the_smallest_widget_around():
 
 
 def test_objects(model):
-    result = model._items(reading_with([(20, 40, 100, 60), (0, 0, 10, 10)]))
+    result = items_of(reading_with([(20, 40, 100, 60), (0, 0, 10, 10)]), model.engine.model.config.reader)
     assert [(i.kind, i.color, i.box) for i in result.items] == [("circle", None, (0, 0, 10, 10)), ("circle", None, (20, 40, 100, 60))]
     assert result.text == "circle, circle"
     assert isinstance(model.objects([picture()])[0], Result)
