@@ -14,6 +14,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -129,9 +130,18 @@ def _prepare(load: Callable[[], DiffusionVLM], batch_size: int, threads: int) ->
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the one that hands out pages
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _model = load()
     _model.batch_size = batch_size
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody: its processes would wait for pages, and hold their models, for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _compute(request: Request, part: list[Any]) -> list[Result]:

@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +82,39 @@ def test_pages_are_taken_as_they_are_needed(tiny):
         next(results)
         assert len(taken) == 4  # two parts of two
         results.close()
+
+
+KILLED = """
+import os, sys, time
+from functools import partial
+from app.processes import Processes
+from app.requests import Request
+from tests.app.support import SCHEMA, load, noise
+
+if __name__ == "__main__":
+    several = Processes(partial(load, sys.argv[1]), 2, 1)
+    results = several.run(Request.extract(SCHEMA), (noise(i) for i in range(10_000)))
+    next(results)
+    print(*several._pool._processes, flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_processes_end_with_one_that_is_killed(tiny, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    surroundings = {**os.environ, "PYTHONPATH": os.getcwd()}
+    parent = subprocess.Popen([sys.executable, str(script), str(tiny)], stdout=subprocess.PIPE, env=surroundings, text=True)
+    assert parent.stdout is not None
+    children = [Path("/proc") / number for number in parent.stdout.readline().split()]
+    assert len(children) == 2 and all(child.exists() for child in children)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 30
+    while any(child.exists() for child in children) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(child.exists() for child in children)
 
 
 def test_no_process_is_no_number_of_processes():
