@@ -167,7 +167,7 @@ class _Checker:
             import jsonschema
         except ImportError as error:
             raise DependencyError("jsonschema is not installed", remedy="pip install 'diffusion-vlm[review]'") from error
-        self._validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+        self._validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
 
     def check(self, data: Any, source: str) -> Any:
         """The data; raises OptionError with the place of what is wrong."""

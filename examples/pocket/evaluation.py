@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator
 from tqdm import tqdm
 
 from vision.loading import LoadedImage, load_image
@@ -109,7 +109,7 @@ class Validity:
         self.repaired += result.status == "forced"
         try:
             data = json.loads(result.text)
-            errors = [e.message for e in Draft202012Validator(schema, format_checker=FormatChecker()).iter_errors(data)]
+            errors = [e.message for e in Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).iter_errors(data)]
             if data != result.data:
                 errors.append("text and data differ")
         except ValueError as error:

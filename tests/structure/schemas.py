@@ -6,11 +6,11 @@ from decimal import Decimal
 import jsonschema
 import numpy as np
 
-CHECKER = jsonschema.FormatChecker(["date", "email", "uuid", "ipv4", "ipv6"])
+CHECKER = jsonschema.Draft202012Validator.FORMAT_CHECKER  # of all formats, with the extra format-nongpl of jsonschema
 NAMES = ["a", "b", "total", "x/y", "~", 'q"uote', "<|mask|>", "<|end|>", "é", "line\nbreak", "kind", "n0"]
 WORDS = ["yes", "no", "<|null|>", 'a"b', "é€", "abc", "", "back\\slash"]
 PATTERNS = [r"^[A-Z]{2}-\d{2,4}$", "ab", r"^(?:cat|dog)s?$", r"[0-9]+$", r"^\w+\s\w", r'^["\\]{1,3}$']
-FORMATS = ["date", "email", "uuid", "ipv4", "ipv6", "uri", "hostname", "duration", "date-time", "json-pointer"]
+FORMATS = ["date", "email", "uuid", "ipv4", "ipv6", "uri", "hostname", "duration", "date-time", "time", "json-pointer"]
 
 
 def _multiple_of(validator, divisor, instance, schema):

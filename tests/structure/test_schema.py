@@ -1,6 +1,7 @@
 """Keywords one by one: what compiles, to what, and what is refused where."""
 
 import dataclasses
+import datetime
 import json
 from typing import Literal, NotRequired, TypedDict
 
@@ -210,3 +211,35 @@ def test_minimal_values_are_valid():
     data = Minimal(found)(found.root)
     Exact(schema).validate(data)
     assert len(data) == 6 and json.dumps(data)
+
+
+def test_times_stand_as_on_paper_but_in_schemas():
+    pydantic = pytest.importorskip("pydantic")
+
+    class Visit(pydantic.BaseModel):
+        at: datetime.time
+        on: datetime.datetime | None = None
+
+    @dataclasses.dataclass
+    class Plain:
+        at: datetime.time
+
+    def forms(schema):
+        root = parse_schema(schema).root
+        assert isinstance(root, ObjectField)
+        return [member.field.format for member in root.members if isinstance(member.field, StringField)]
+
+    assert forms(Visit) == ["time-local", "date-time-local"]
+    assert forms(Plain) == forms({"at": "time"}) == ["time-local"]
+    assert forms({"type": "object", "properties": {"at": {"type": "string", "format": "time"}}}) == ["time"]
+    accepted = {name: leaf_dfa(StringField(format=name)).accepts for name in ("time", "time-local", "date-time", "date-time-local")}
+    assert accepted["time"](b"14:35:00Z") and accepted["time"](b"14:35:00.5+02:00")
+    assert not any(accepted["time"](text) for text in (b"14:35", b"14:35:00", b"24:00:00Z"))
+    assert accepted["time-local"](b"14:35") and accepted["time-local"](b"14:35:07") and not accepted["time-local"](b"14:35Z")
+    assert accepted["date-time"](b"2024-02-29T00:00:00Z") and not accepted["date-time"](b"2024-02-29T00:00")
+    assert accepted["date-time-local"](b"2024-02-29T00:00") and not accepted["date-time-local"](b"2023-02-29T00:00")
+
+
+def test_a_reference_alone_is_a_schema():
+    with pytest.raises(SchemaError, match="is not local"):
+        parse_schema({"$ref": "https://example.com/receipt.json"})

@@ -17,7 +17,7 @@ from vlm.structure.schema import parse_schema
 from vlm.structure.slot_engine import SlotEngine
 
 relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-CHECKER = jsonschema.FormatChecker(["date", "email", "uuid", "ipv4"])
+CHECKER = jsonschema.Draft202012Validator.FORMAT_CHECKER
 
 
 def check(schema, data):

@@ -63,7 +63,8 @@ class SlotTable:
             for i, word in enumerate(words[:KEY_WORDS]):
                 rows[i] = features_of(word)
             keys.append(rows)
-            kinds.append(KINDS.index(slot.kind) if slot.kind in KINDS else len(KINDS) - 1)
+            kind = slot.kind.removesuffix("-local")
+            kinds.append(KINDS.index(kind) if kind in KINDS else len(KINDS) - 1)
             items.append(item)
             before, place = last.get(tuple(words), (0, 0))
             previous.append(before if item > 1 and place == item - 1 else 0)

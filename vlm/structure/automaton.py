@@ -31,7 +31,10 @@ _DATE = (
     "(?:[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
     f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP}-02-29)"
 )
-_TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\\.[0-9]{1,6})?)?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])?"
+_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_SECONDS = ":[0-5][0-9](?:\\.[0-9]{1,6})?"
+_TIME = f"{_CLOCK}{_SECONDS}(?:Z|[+-]{_CLOCK})"
+_LOCAL_TIME = f"{_CLOCK}(?:{_SECONDS})?"
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
 _HOST = f"{_LABEL}(?:\\.{_LABEL})*"
 _PCHAR = "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})"
@@ -49,11 +52,14 @@ def _ipv6() -> str:
     return "|".join(forms)
 
 
-#: Formats of strings. `time` and `date-time` also take the shorter forms found on paper: no seconds, no zone.
+#: Formats of strings. `time` and `date-time` are those of RFC 3339, with seconds and a zone; `time-local` and `date-time-local` (names
+#: of OpenAPI's registry, which validators pass over) are what stands on paper: no zone, and seconds only where they are written.
 FORMATS: dict[str, str] = {
     "date": _DATE,
     "time": _TIME,
     "date-time": f"{_DATE}T{_TIME}",
+    "time-local": _LOCAL_TIME,
+    "date-time-local": f"{_DATE}T{_LOCAL_TIME}",
     "email": "[A-Za-z0-9_%+-]+(?:\\.[A-Za-z0-9_%+-]+)*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,30}[A-Za-z0-9])?\\.)+[A-Za-z]{2,12}",
     "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
     "ipv4": "(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\\.){3}(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vlm.structure.dfa import Dfa
 
-FORMAT = 1  # raised when the meaning of the files, or the building of automata, changes
+FORMAT = 2  # raised when the meaning of the files, or the building of automata, changes
 SLOW = 0.01  # seconds from which a result is kept
 
 

@@ -33,7 +33,8 @@ from vlm.structure.scaffold import MAX_CELLS, TEXT_BUDGET, Layout, LayoutTooLong
 
 TEXT_LIMIT = 96  # cells of a free string, whatever its maxLength says; x-budget goes beyond
 FORMAT_BUDGETS = {
-    "date": 10, "time": 8, "date-time": 25, "email": 40, "uuid": 36, "ipv4": 15, "ipv6": 39, "hostname": 40, "duration": 12, "json-pointer": 24,
+    "date": 10, "time": 14, "date-time": 25, "time-local": 8, "date-time-local": 19, "email": 40, "uuid": 36, "ipv4": 15, "ipv6": 39, "hostname": 40,
+    "duration": 12, "json-pointer": 24,
 }  # fmt: skip
 LONG_FORMAT = 64  # cells of formats without a measure of their own: addresses
 INTEGER_BUDGET, NUMBER_BUDGET = 10, 12

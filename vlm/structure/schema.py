@@ -49,7 +49,7 @@ def parse_schema(source: Any, *, lenient: bool = False) -> Schema:
 
 def read_source(source: Any, name: str = "schema") -> Mapping[str, Any]:
     """The JSON Schema behind any of the accepted kinds of sources."""
-    from vlm.structure.shorthand import from_class, from_template, is_template
+    from vlm.structure.shorthand import from_class, from_template, is_template, on_paper
 
     if isinstance(source, Path):
         try:
@@ -62,7 +62,7 @@ def read_source(source: Any, name: str = "schema") -> Mapping[str, Any]:
         except (ValueError, RecursionError) as error:
             raise SchemaError(f"is not JSON ({error})", source=name, remedy="Give a JSON object, e.g. {'total': 'number'}") from error
     if hasattr(source, "model_json_schema"):
-        source = source.model_json_schema()
+        source = on_paper(source.model_json_schema())
     elif isinstance(source, type):
         source = from_class(source)
     if not isinstance(source, Mapping):

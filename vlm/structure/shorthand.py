@@ -24,8 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "number": {"type": "number"}, "float": {"type": "number"}, "amount": {"type": "number"},
     "integer": {"type": "integer"}, "int": {"type": "integer"},
     "boolean": {"type": "boolean"}, "bool": {"type": "boolean"},
-    "date": {"type": "string", "format": "date"}, "time": {"type": "string", "format": "time"},
-    "date-time": {"type": "string", "format": "date-time"}, "datetime": {"type": "string", "format": "date-time"},
+    "date": {"type": "string", "format": "date"}, "time": {"type": "string", "format": "time-local"},
+    "date-time": {"type": "string", "format": "date-time-local"}, "datetime": {"type": "string", "format": "date-time-local"},
     "email": {"type": "string", "format": "email"}, "uuid": {"type": "string", "format": "uuid"},
 }  # fmt: skip
 KEYWORDS = frozenset(
@@ -51,7 +51,7 @@ def is_template(source: Mapping[str, Any]) -> bool:
     """
     if not source or not all(isinstance(key, str) for key in source):
         return False
-    if isinstance(source.get("properties"), Mapping) or str(source.get("$ref", "")).startswith("#"):
+    if isinstance(source.get("properties"), Mapping) or set("#/.:") & set(str(source.get("$ref", ""))):
         return False
     if any(isinstance(source.get(key), list) and _schemas(source[key]) for key in ("anyOf", "oneOf", "allOf")):
         return False
@@ -62,6 +62,18 @@ def is_template(source: Mapping[str, Any]) -> bool:
     if only_keywords and ("enum" in source or "const" in source or "$schema" in source):
         return False
     return not (only_keywords and isinstance(source.get("items"), Mapping) and "type" in source["items"])
+
+
+def on_paper(schema: Any) -> Any:
+    """The schema of a Pydantic model with times as they stand on paper: Pydantic reads them without seconds or zone, too."""
+    if isinstance(schema, list):
+        return [on_paper(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {key: part if key in ("const", "enum", "default", "examples") else on_paper(part) for key, part in schema.items()}
+    if found.get("type") == "string" and found.get("format") in ("time", "date-time"):
+        found["format"] += "-local"
+    return found
 
 
 def _schemas(options: list[Any]) -> bool:
