@@ -14,6 +14,8 @@ from app.tables import beside, pyarrow_module, write_csv, write_parquet
 from vlm.errors import OptionError
 
 TABLES = {".csv": write_csv, ".parquet": write_parquet}
+#: Suffixes that promise a kind of file that is not written.
+FOREIGN = frozenset({".xlsx", ".xls", ".ods", ".tsv", ".html", ".htm", ".xml", ".yaml", ".arrow", ".feather", ".orc", ".db", ".sqlite"})
 
 
 class Output:
@@ -23,7 +25,7 @@ class Output:
         path: its suffix says the kind; what is neither .csv nor .parquet is JSONL. merge: a row per document. overwrite: replace it.
 
     Raises:
-        OptionError: a folder, or a file of somebody else. DependencyError: .parquet without pyarrow.
+        OptionError: a folder, a kind of file that is not written, or a file of somebody else. DependencyError: .parquet without pyarrow.
 
     Attributes:
         journal: JSONL file of the pages' rows, kept beside it where `path` is something else: a run goes on from it.
@@ -33,6 +35,8 @@ class Output:
         self.path, self.merge = path, merge
         if path.is_dir():
             raise OptionError("is a folder", source=f"--out {path}", remedy="name a file")
+        if path.suffix.lower() in FOREIGN:
+            raise OptionError(f"{path.suffix} is not written", source=f"--out {path}", remedy="use .jsonl, .csv or .parquet (--report writes HTML)")
         self.write = TABLES.get(path.suffix.lower())
         if path.suffix.lower() == ".parquet":
             pyarrow_module()  # before the work, not after it

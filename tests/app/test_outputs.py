@@ -164,6 +164,13 @@ def test_output_in_a_folder(tmp_path):
         Output(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows.TSV"])
+def test_a_kind_of_file_that_is_not_written(tmp_path, name):
+    with pytest.raises(OptionError, match=r"is not written. Use .jsonl, .csv or .parquet"):
+        Output(tmp_path / name)
+    assert Output(tmp_path / "rows-1.2").journal == tmp_path / "rows-1.2"
+
+
 class Page(html.parser.HTMLParser):
     """Everything that an HTML file would fetch, and its data."""
 
