@@ -1,12 +1,13 @@
-"""Two looks at one page, pooled: what a tower of 8-pixel cells misses or confuses depends on where the cells fall.
+"""Several looks at one page, pooled: what a tower of 8-pixel cells misses or confuses depends on where the cells fall.
 
 A character that lies across the border of two cells, or a dot of two pixels, is read differently when the page is shown at
-another size. :func:`pool` matches the characters of both looks and adds up what they say; a character that only one look
-has found must be surer than one that both have.
+another size. :func:`pool` matches the characters of the looks and adds up what they say; a character that only one look
+of two has found must be surer than one that both have.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,39 +18,50 @@ from vision.lines import Detections, Floats
 #: Two claims are of one character if their middles lie within WIDTHS of the wider, or HEIGHTS of the taller, of each other
 #: (dots and strokes are narrower than the looks agree to), and within ROWS of the taller up and down.
 WIDTHS, HEIGHTS, ROWS = 0.5, 0.18, 0.6
-#: Score of a character that one look has found and the other has not.
-ALONE = 0.7
+#: Least mean score of a character over all looks, 0 in those that have not found it: the same as in one look alone.
+LEAST = 0.35
 _CHUNK = 256
 
+Floats64 = NDArray[np.float64]
 
-def pool(first: Detections, second: Detections, offset: int) -> Detections:
-    """The characters of a page of which two looks tell, in the order of `first`, then those that only `second` has.
+
+def pool(looks: Sequence[Detections], offsets: Sequence[int]) -> Detections:
+    """The characters of a page of which several looks tell: in the order of the first look, then those that only later ones have.
 
     Args:
-        first, second: boxes in the same pixels. offset: added to the cells of `second`, whose features stand behind the others.
+        looks: boxes in the same pixels; those that found nothing do not count.
+        offsets: added to the cells of each, whose features stand one behind the other.
     """
-    if not len(first) or not len(second):
-        return first if len(first) else _with_cells(second, offset)
-    match, apart = _matches(first.boxes, second.boxes)
+    parts = [_with_cells(look, offset) for look, offset in zip(looks, offsets, strict=True) if len(look)]
+    if len(parts) < 2:
+        return parts[0] if parts else looks[0]
+    found, seen = parts[0], np.ones(len(parts[0]))  # how many looks have found each
+    for look in parts[1:]:
+        found, seen = _joined(found, seen, look)
+    return found.take(np.flatnonzero(found.score * seen / len(parts) > LEAST))
+
+
+def _joined(found: Detections, seen: Floats64, look: Detections) -> tuple[Detections, Floats64]:
+    """`found`, which `seen` [N] looks each have found, with what one more look found."""
+    match, apart = _matches(found.boxes, look.boxes)
     a, b = np.flatnonzero(match >= 0), match[match >= 0]
-    classes, probs = _votes(first.take(a), second.take(b))
+    share = seen[a] / (seen[a] + 1)
+    classes, probs = _votes(found.take(a), look.take(b), seen[a])
     both = Detections(
-        _mean(first.boxes[a], second.boxes[b]), classes, probs, _mean(first.score[a], second.score[b]),
-        _mean(first.blank[a], second.blank[b]), first.cells[a],
+        _mean(found.boxes[a], look.boxes[b], share[:, None]), classes, probs, _mean(found.score[a], look.score[b], share),
+        _mean(found.blank[a], look.blank[b], share), found.cells[a],
     )  # fmt: skip
-    here = (match < 0) & (first.score > ALONE)
-    there = apart & (second.score > ALONE)
-    merged = _join(both, first.take(here), _with_cells(second.take(there), offset))
-    place = np.concatenate((a, np.flatnonzero(here), len(first) + np.flatnonzero(there)))
-    return merged.take(np.argsort(place, kind="stable"))
+    here, there = np.flatnonzero(match < 0), np.flatnonzero(apart)
+    order = np.argsort(np.concatenate((a, here, len(found) + there)), kind="stable")
+    return _join(both, found.take(here), look.take(there)).take(order), np.concatenate((seen[a] + 1, seen[here], np.ones(len(there))))[order]
 
 
 def _with_cells(found: Detections, offset: int) -> Detections:
     return replace(found, cells=np.where(found.cells >= 0, found.cells + offset, -1))
 
 
-def _mean(a: Floats, b: Floats) -> Floats:
-    return ((a + b) / 2).astype(np.float32)
+def _mean(a: Floats, b: Floats, share: Floats64) -> Floats:
+    return (a * share + b * (1 - share)).astype(np.float32)
 
 
 def _join(*parts: Detections) -> Detections:
@@ -57,14 +69,14 @@ def _join(*parts: Detections) -> Detections:
     return Detections(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
 
 
-def _votes(a: Detections, b: Detections) -> tuple[NDArray[np.int64], Floats]:
-    """Likeliest classes of N matched pairs and their probabilities: those of both looks, weighted by their scores."""
+def _votes(a: Detections, b: Detections, seen: Floats64) -> tuple[NDArray[np.int64], Floats]:
+    """Likeliest classes of N matched pairs and their probabilities: those of all looks, `seen` [N] behind `a`, weighted by their scores."""
     count, top = len(a), a.classes.shape[1]
     most = int(max(a.classes.max(initial=0), b.classes.max(initial=0), top - 1))
     votes = np.zeros((count, most + 1), np.float32)
     rows = np.arange(count)[:, None]
-    for found in (a, b):
-        np.add.at(votes, (rows, found.classes), found.probs * found.score[:, None])
+    for found, weight in ((a, a.score * seen), (b, b.score)):
+        np.add.at(votes, (rows, found.classes), found.probs * weight[:, None])
     classes = np.argsort(-votes, axis=1, kind="stable")[:, :top]
     total = np.maximum(votes.sum(1, keepdims=True), 1e-6)
     return classes.astype(np.int64), (np.take_along_axis(votes, classes, 1) / total).astype(np.float32)

@@ -35,6 +35,8 @@ MAX_READ_PIXELS = 12_000_000
 ENOUGH, SURE = 5, 0.9
 #: How much larger the page is shown the second time; and at most, where its text is small.
 SECOND, SMALL_SECOND = 1.15, 1.25
+#: How much larger, or smaller, it is shown the third time: whichever brings the text nearer to IDEAL.
+THIRD = (1.3, 0.8)
 #: Text smaller than it should be by more than this is not read as it is at all: enlarged paper shows its grain, and that, too, looks like print.
 TINY = 2.0
 
@@ -147,7 +149,11 @@ def _read(image: Image.Image, colon: int, rescale: bool, twice: bool) -> _Reader
             look = _with_things_of(again, look) if wanted > scale else again
             scale = wanted
     if twice and len(look.sure_boxes) >= ENOUGH:
-        look = _pooled(look, (yield from _look(image, scale * larger if scale * larger <= most else scale / larger)))
+        others = []
+        tall = _height(look.sure_boxes)
+        for factor in (larger, min(THIRD, key=lambda third: abs(np.log(tall * third / IDEAL)))):
+            others.append((yield from _look(image, scale * factor if scale * factor <= most else scale / factor)))
+        look = _pooled(look, others)
     tokens = assemble(look.found, look.things, look.size, colon)
     features = torch.zeros(len(tokens), look.features.shape[1])
     cells = torch.from_numpy(tokens.cells)
@@ -161,10 +167,12 @@ def _with_things_of(look: _Look, other: _Look) -> _Look:
     return replace(look, things=things, features=torch.cat((look.features, other.features)))
 
 
-def _pooled(look: _Look, other: _Look) -> _Look:
-    """`look` with the characters that both have found."""
-    found = pool(look.found, replace(other.found, boxes=other.found.boxes * _ratio(look, other)), len(look.features))
-    return replace(look, found=found, features=torch.cat((look.features, other.features)))
+def _pooled(look: _Look, others: list[_Look]) -> _Look:
+    """`look` with the characters that all have found."""
+    found = [look.found, *(replace(other.found, boxes=other.found.boxes * _ratio(look, other)) for other in others)]
+    counts = [len(each.features) for each in (look, *others)]
+    features = torch.cat([each.features for each in (look, *others)])
+    return replace(look, found=pool(found, [sum(counts[:i]) for i in range(len(counts))]), features=features)
 
 
 def _ratio(look: _Look, other: _Look) -> NDArray[np.float32]:
@@ -175,8 +183,13 @@ def _ratio(look: _Look, other: _Look) -> NDArray[np.float32]:
 
 def better_scale(boxes: NDArray[np.float32], scale: float) -> float:
     """The scale at which text that has boxes [N, 4] at `scale` would have the ideal size; `scale` itself if it is fine."""
-    tall = float(np.median(boxes[:, 3] - boxes[:, 1]))
+    tall = _height(boxes)
     return scale if LOWEST <= tall <= HIGHEST else scale * float(np.clip(IDEAL / tall, 0.2, 3.0))
+
+
+def _height(boxes: NDArray[np.float32]) -> float:
+    """Median height of boxes [N, 4]."""
+    return float(np.median(boxes[:, 3] - boxes[:, 1]))
 
 
 def _look(image: Image.Image, scale: float) -> Generator[NDArray[np.uint8], ReaderOutput, _Look]:

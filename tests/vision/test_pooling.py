@@ -1,11 +1,11 @@
-"""Pooling of two looks at one page."""
+"""Pooling of several looks at one page."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from vision.lines import Detections
-from vision.pooling import ALONE, pool
+from vision.pooling import LEAST, pool
 
 
 def look(*marks):
@@ -20,7 +20,7 @@ def look(*marks):
 def test_a_sure_look_outvotes_an_unsure_one_and_places_are_the_mean():
     first = look((5, 7, 0.6, 0.9, 0.0, 10, 8), (1, 2, 1.0, 0.9, 1.0, 18, 8))
     second = look((7, 5, 0.9, 0.9, 0.2, 11, 8), (1, 2, 0.9, 0.9, 0.6, 18, 8))
-    found = pool(first, second, offset=100)
+    found = pool([first, second], [0, 100])
     assert found.classes[:, 0].tolist() == [7, 1] and found.cells.tolist() == [0, 1]
     np.testing.assert_allclose(found.probs[0], [(0.9 + 0.4) / 2, (0.6 + 0.1) / 2], atol=1e-6)
     np.testing.assert_allclose(found.boxes[0], [10.5, 10, 18.5, 24])
@@ -28,25 +28,38 @@ def test_a_sure_look_outvotes_an_unsure_one_and_places_are_the_mean():
 
 
 def test_what_one_look_alone_has_seen_must_be_sure():
-    low, high = ALONE - 0.1, ALONE + 0.1
+    low, high = 2 * LEAST - 0.1, 2 * LEAST + 0.1
     first = look((1, 2, 1.0, 0.9, 0, 0, 8), (2, 3, 1.0, high, 0, 10, 8), (3, 4, 1.0, low, 0, 20, 8))
     second = look((1, 2, 1.0, 0.9, 0, 0, 8), (4, 5, 1.0, high, 0, 30, 8), (5, 6, 1.0, low, 0, 40, 8))
-    found = pool(first, second, offset=100)
+    found = pool([first, second], [0, 100])
     assert found.classes[:, 0].tolist() == [1, 2, 4] and found.cells.tolist() == [0, 1, 101]
-    for empty in (look(), look(*[])):
-        assert pool(first, empty, 100) is first
-        assert pool(empty, second, 100).cells.tolist() == [100, 101, 102]
+    empty = look()
+    assert pool([first, empty], [0, 100]).cells.tolist() == [0, 1, 2]  # a look that found nothing does not count
+    assert pool([empty, second], [0, 100]).cells.tolist() == [100, 101, 102]
+    assert len(pool([empty, empty], [0, 0])) == 0
+
+
+def test_of_three_looks_two_decide_and_each_counts_the_same():
+    one, other = (5, 7, 0.9, 0.9, 0.0, 10, 8), (7, 5, 0.8, 0.9, 0.3, 13, 8)
+    found = pool([look(one), look(other), look(other)], [0, 10, 20])
+    assert found.classes.tolist() == [[7, 5]] and found.cells.tolist() == [0]
+    np.testing.assert_allclose(found.probs[0], [(0.1 + 0.8 + 0.8) / 3, (0.9 + 0.2 + 0.2) / 3], atol=1e-6)
+    np.testing.assert_allclose(found.boxes[0], [12, 10, 20, 24])
+    np.testing.assert_allclose(found.blank, [0.2], atol=1e-6)
+    alone, word = (1, 2, 1.0, 1.0, 0, 40, 8), (3, 4, 1.0, 0.6, 0, 60, 8)
+    found = pool([look(one, word), look(one, alone), look(one, word)], [0, 10, 20])
+    assert found.classes[:, 0].tolist() == [5, 3]  # sure as it may be, one look of three is not enough
 
 
 def test_dots_meet_though_they_are_narrower_than_the_looks_agree_to():
-    found = pool(look((3, 4, 1.0, 0.9, 0, 10.0, 2)), look((3, 4, 1.0, 0.9, 0, 12.0, 2)), 100)
+    found = pool([look((3, 4, 1.0, 0.9, 0, 10.0, 2)), look((3, 4, 1.0, 0.9, 0, 12.0, 2))], [0, 100])
     assert len(found) == 1
-    assert len(pool(look((3, 4, 1.0, 0.9, 0, 10.0, 2)), look((3, 4, 1.0, 0.9, 0, 14.5, 2)), 100)) == 2  # two l's are as near
+    assert len(pool([look((3, 4, 1.0, 0.9, 0, 10.0, 2)), look((3, 4, 1.0, 0.9, 0, 14.5, 2))], [0, 100])) == 2  # two l's are as near
 
 
 def test_of_two_that_want_one_the_nearer_has_it():
     first = look((1, 2, 1.0, 0.9, 0, 10, 8), (2, 3, 1.0, 0.95, 0, 13, 8))
-    found = pool(first, look((2, 3, 1.0, 0.9, 0, 13, 8)), 100)
+    found = pool([first, look((2, 3, 1.0, 0.9, 0, 13, 8))], [0, 100])
     assert sorted(found.classes[:, 0].tolist()) == [1, 2] and len(found) == 2
 
 
@@ -60,6 +73,6 @@ def test_a_whole_page_keeps_its_order():
     shuffled = rng.permutation(count)
     moved = found.take(shuffled)
     moved.boxes = moved.boxes + np.float32(1.0)
-    both = pool(found, moved, count)
+    both = pool([found, moved], [0, count])
     assert (both.cells == np.arange(count)).all() and (both.classes == classes).all()
     np.testing.assert_allclose(both.boxes, boxes + 0.5)

@@ -144,37 +144,37 @@ def test_widgets_are_those_of_the_page_as_large_as_it_is(monkeypatch):
     monkeypatch.setattr(reading, "LOWEST", 2.0)
     monkeypatch.setattr(reading, "HIGHEST", 4.0)
     monkeypatch.setattr(reading, "IDEAL", 3.0)  # print too large: widgets too are known on the page made smaller
-    assert not (read_picture(WithButton(("some text", 10, 10)), Image.new("RGB", (200, 100)), COLON).tokens.kind == THING).any()
+    assert not (read_picture(WithButton(("some text", 10, 10)), Image.new("RGB", (200, 100)), COLON, twice=False).tokens.kind == THING).any()
 
 
-class Scaled(Printed):
-    """Reads its first line on the page as large as it is, its second on any other; boxes are right for each."""
-
-    def forward(self, pixels):
-        height, width = pixels.shape[-2:]
-        self.seen.append((width, height))
-        text, x, y = self.lines[0] if len(self.seen) == 1 else self.lines[1]
-        return written(height // 8, width // 8, (text, x, y))
-
-
-def test_a_second_look_is_pooled_with_the_first(monkeypatch):
+def test_further_looks_are_pooled_with_the_first(monkeypatch):
     monkeypatch.setattr(reading, "SECOND", 1.6)
-    # the same place at both sizes: 10 * 1.6 = 16 pixels from the left; "text" lies beyond what the first look has seen
-    tower = Scaled(("some", 10, 10), ("some", 16, 16))
+    given = []
+    monkeypatch.setattr(reading, "pool", lambda looks, offsets: given.append((looks, offsets)) or looks[1])
+    tower = Printed(("some", 10, 10))
+    read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    assert tower.seen == [(200, 104)] and not given, "too little text for a second look"
+    tower = Printed(("some text", 10, 10))
     result = read_picture(tower, Image.new("RGB", (200, 100)), COLON)
-    assert tower.seen == [(200, 104)], "too little text for a second look"
-    tower = Scaled(("some text", 10, 10), ("a word", 16, 96))
-    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON)
-    assert tower.seen == [(200, 104), (320, 160)] and result.scale == 1.0
-    assert [row[0] for row in text_of(result.tokens, ALPHABET)] == ["some text", "a word"]
-    np.testing.assert_allclose(result.tokens.boxes[0], (10, 10, 15.4, 20), atol=1e-3)
-    below = int(np.flatnonzero(result.tokens.boxes[:, 1] > 40)[0])
-    np.testing.assert_allclose(result.tokens.boxes[below], np.array([16, 96, 21.4, 106]) / 1.6, atol=1e-3)
-    assert result.tokens.cells[below] >= 13 * 25  # counted behind the cells of the first look
+    assert tower.seen == [(200, 104), (320, 160), (264, 136)] and result.scale == 1.0
+    looks, offsets = given[0]
+    for look, factor in zip(looks, (1.0, 1.6, 1.3), strict=True):  # in pixels of the first
+        np.testing.assert_allclose(look.boxes[look.boxes[:, 0].argmin()], np.array([10, 10, 15.4, 20]) / factor, atol=1e-2)
+    assert offsets == [0, 13 * 25, 13 * 25 + 20 * 40]  # cells of each behind those of the looks before
+    # the pooled look is the second one here, its cells not yet counted behind the first's: their features are the first look's
+    assert sorted(result.features[:, 0][torch.from_numpy(result.tokens.kind == CHAR)].tolist()) == sorted(cell if cell < 325 else cell - 325 for cell in looks[1].cells.tolist())
     monkeypatch.setattr(reading, "MAX_READ_PIXELS", 20_000)  # no larger than that: smaller
     tower = Printed(("some text", 10, 10))
     read_picture(tower, Image.new("RGB", (200, 100)), COLON)
-    assert tower.seen == [(200, 104), (128, 64)]
+    assert tower.seen == [(200, 104), (128, 64), (160, 80)]
+
+
+@pytest.mark.parametrize(("ideal", "third"), [(12.0, (264, 136)), (10.0, (160, 80))])
+def test_the_third_look_brings_the_text_nearer_to_its_best_size(monkeypatch, ideal, third):
+    monkeypatch.setattr(reading, "IDEAL", ideal)  # the printed text is 10 pixels high
+    tower = Printed(("some text", 10, 10))
+    read_picture(tower, Image.new("RGB", (200, 100)), COLON)
+    assert tower.seen == [(200, 104), (232, 120), third]
 
 
 def test_small_text_is_shown_larger_at_the_second_look_only(monkeypatch):
@@ -183,7 +183,7 @@ def test_small_text_is_shown_larger_at_the_second_look_only(monkeypatch):
         monkeypatch.setattr(reading, "IDEAL", ideal)
         tower = Printed(("some text", 10, 10))
         read_picture(tower, Image.new("RGB", (200, 100)), COLON)
-        assert tower.seen == sizes  # tiny text is enlarged at once
+        assert tower.seen[: len(sizes)] == sizes and len(tower.seen) == len(sizes) + 1  # tiny text is enlarged at once
 
 
 def test_a_few_characters_do_not_set_the_scale(monkeypatch):
