@@ -1,4 +1,4 @@
-"""Reading a whole picture of any size with a ReaderTower: scale, a second look, tiles, selection.
+"""Reading a whole picture of any size with a ReaderTower: scale, further looks, tiles, selection.
 
 A page too large for one pass is cut into overlapping tiles. Each tile is as much wider than its core as the tower sees,
 and only the cells of its core are kept, so the maps are those of the whole page, and everything after is done once.
@@ -86,21 +86,21 @@ def fast_bf16(device: torch.device | None = None) -> bool:
     return "AVX512" in capability and bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
 
 
-def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bool = True, twice: bool = True) -> Reading:
+def read_picture(tower: ReaderTower, image: Image.Image, colon: int, rescale: bool = True, pooled: bool = True) -> Reading:
     """Read an RGB picture.
 
     Args:
         tower: in evaluation mode. image: RGB. colon: character class of ':'.
         rescale: read the page again, resized, if its text is too small or too large for the tower.
-        twice: look at a page with text a second time, a little larger, and pool what was found (:mod:`vision.pooling`).
+        pooled: look at a page with text at two more sizes, and pool what was found (:mod:`vision.pooling`).
     """
-    return read_pictures(tower, [image], colon, rescale, twice)[0]
+    return read_pictures(tower, [image], colon, rescale, pooled)[0]
 
 
 @torch.inference_mode()
-def read_pictures(tower: ReaderTower, images: Sequence[Image.Image], colon: int, rescale: bool = True, twice: bool = True) -> list[Reading]:
+def read_pictures(tower: ReaderTower, images: Sequence[Image.Image], colon: int, rescale: bool = True, pooled: bool = True) -> list[Reading]:
     """Read RGB pictures, each as :func:`read_picture` does; small ones of a size go through the tower together."""
-    readers = [_read(image, colon, rescale, twice) for image in images]
+    readers = [_read(image, colon, rescale, pooled) for image in images]
     pages = {number: next(reader) for number, reader in enumerate(readers)}
     done: dict[int, Reading] = {}
     while pages:
@@ -134,21 +134,21 @@ def _maps_of(pages: list[NDArray[np.uint8]], tower: ReaderTower) -> Iterator[Rea
 _Reader = Generator[NDArray[np.uint8], ReaderOutput, Reading]
 
 
-def _read(image: Image.Image, colon: int, rescale: bool, twice: bool) -> _Reader:
+def _read(image: Image.Image, colon: int, rescale: bool, pooled: bool) -> _Reader:
     width, height = image.size
     most = (MAX_READ_PIXELS / (width * height)) ** 0.5
     scale = min(1.0, most)
     look, larger = (yield from _look(image, scale)), SECOND
     if rescale and len(sure := look.sure_boxes) >= ENOUGH:
         wanted = min(better_scale(sure, scale), most)
-        if twice and 1.0 < wanted / scale <= TINY:
+        if pooled and 1.0 < wanted / scale <= TINY:
             larger = max(SECOND, min(SMALL_SECOND, wanted / scale))
         elif abs(np.log(wanted / scale)) > 0.1:
             again = yield from _look(image, wanted)
             # small print is read enlarged, but widgets are known at the size they have beside small print
             look = _with_things_of(again, look) if wanted > scale else again
             scale = wanted
-    if twice and len(look.sure_boxes) >= ENOUGH:
+    if pooled and len(look.sure_boxes) >= ENOUGH:
         others = []
         tall = _height(look.sure_boxes)
         for factor in (larger, min(THIRD, key=lambda third: abs(np.log(tall * third / IDEAL)))):

@@ -31,7 +31,7 @@ class Reader:
 
     def read(self, image: NDArray[np.uint8]) -> tuple[VisualTokens, NDArray[np.float16]]:
         """Visual tokens of a picture [H, W, 3] and the features [K, F] of their cells, as the product reads them at first look."""
-        reading = read_picture(self.tower, Image.fromarray(image), COLON, twice=False)
+        reading = read_picture(self.tower, Image.fromarray(image), COLON, pooled=False)
         return reading.tokens, reading.features.half().numpy()
 
     def see(self, sample: Sample, rng: np.random.Generator) -> tuple[VisualTokens, NDArray[np.float16]]:

@@ -103,7 +103,7 @@ class Printed(torch.nn.Module):
 
 def test_text_boxes_and_features():
     tower = Printed(("first row", 10, 10), ("and more", 10, 40))
-    result = read_picture(tower, Image.new("RGB", (203, 101)), COLON, twice=False)
+    result = read_picture(tower, Image.new("RGB", (203, 101)), COLON, pooled=False)
     assert [row[0] for row in text_of(result.tokens, ALPHABET)] == ["first row", "and more"]
     assert result.size == (203, 101) and result.scale == 1.0 and tower.seen == [(208, 104)]
     np.testing.assert_allclose(result.tokens.boxes[0], (10, 10, 15.4, 20), atol=1e-3)
@@ -115,11 +115,11 @@ def test_text_boxes_and_features():
 def test_small_text_is_read_again_enlarged(monkeypatch):
     monkeypatch.setattr(reading, "LOWEST", 11.0)  # the printed text is 10 pixels high
     tower = Printed(("some text", 10, 10))
-    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON, twice=False)
+    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON, pooled=False)
     assert tower.seen == [(200, 104), (240, 120)] and result.scale == pytest.approx(1.2)
     np.testing.assert_allclose(result.tokens.boxes[0], np.array([10, 10, 15.4, 20]) / 1.2, atol=1e-3)
     once = Printed(("some text", 10, 10))
-    assert read_picture(once, Image.new("RGB", (200, 100)), COLON, rescale=False, twice=False).scale == 1.0 and len(once.seen) == 1
+    assert read_picture(once, Image.new("RGB", (200, 100)), COLON, rescale=False, pooled=False).scale == 1.0 and len(once.seen) == 1
 
 
 class WithButton(Printed):
@@ -136,7 +136,7 @@ class WithButton(Printed):
 def test_widgets_are_those_of_the_page_as_large_as_it_is(monkeypatch):
     monkeypatch.setattr(reading, "LOWEST", 11.0)
     tower = WithButton(("some text", 10, 10))
-    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON, twice=False)
+    result = read_picture(tower, Image.new("RGB", (200, 100)), COLON, pooled=False)
     assert len(tower.seen) == 2 and [row[0] for row in text_of(result.tokens, ALPHABET)] == ["some text"]
     (thing,) = np.flatnonzero(result.tokens.kind == THING)
     np.testing.assert_allclose(result.tokens.boxes[thing], (40, 48, 80, 64), atol=1e-3)
@@ -144,7 +144,7 @@ def test_widgets_are_those_of_the_page_as_large_as_it_is(monkeypatch):
     monkeypatch.setattr(reading, "LOWEST", 2.0)
     monkeypatch.setattr(reading, "HIGHEST", 4.0)
     monkeypatch.setattr(reading, "IDEAL", 3.0)  # print too large: widgets too are known on the page made smaller
-    assert not (read_picture(WithButton(("some text", 10, 10)), Image.new("RGB", (200, 100)), COLON, twice=False).tokens.kind == THING).any()
+    assert not (read_picture(WithButton(("some text", 10, 10)), Image.new("RGB", (200, 100)), COLON, pooled=False).tokens.kind == THING).any()
 
 
 def test_further_looks_are_pooled_with_the_first(monkeypatch):
@@ -210,7 +210,7 @@ def test_odd_sizes(size):
 def test_large_pages_are_scaled_down_and_boxes_come_back(monkeypatch):
     monkeypatch.setattr(reading, "MAX_READ_PIXELS", 20_000)
     tower = Printed(("some text", 10, 10))
-    result = read_picture(tower, Image.new("RGB", (400, 200)), COLON, twice=False)
+    result = read_picture(tower, Image.new("RGB", (400, 200)), COLON, pooled=False)
     assert tower.seen == [(200, 104)] and result.scale == pytest.approx(0.5)
     np.testing.assert_allclose(result.tokens.boxes[0], (20, 20, 30.8, 40), atol=1e-3)
 
