@@ -109,7 +109,7 @@ def read_pictures(tower: ReaderTower, images: Sequence[Image.Image], colon: int,
             alike.setdefault((-(-page.shape[0] // STRIDE), -(-page.shape[1] // STRIDE)), []).append(number)
         asked, pages = pages, {}
         for numbers in alike.values():
-            for number, output in zip(numbers, _maps_of([asked[number] for number in numbers], tower), strict=True):
+            for number, output in zip(numbers, _maps_of(tower, [asked[number] for number in numbers]), strict=True):
                 try:
                     pages[number] = readers[number].send(output)
                 except StopIteration as end:
@@ -117,7 +117,7 @@ def read_pictures(tower: ReaderTower, images: Sequence[Image.Image], colon: int,
     return [done[number] for number in range(len(images))]
 
 
-def _maps_of(pages: list[NDArray[np.uint8]], tower: ReaderTower) -> Iterator[ReaderOutput]:
+def _maps_of(tower: ReaderTower, pages: list[NDArray[np.uint8]]) -> Iterator[ReaderOutput]:
     """The maps of each of some pages of as many cells."""
     together = max(1, TOGETHER // (pages[0].shape[0] * pages[0].shape[1]))
     if together == 1:
