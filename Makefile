@@ -37,7 +37,6 @@ $(VENV)/run.stamp: $(STAMP) | $(BIN)/python
 $(VENV)/dev.stamp: $(STAMP) | $(BIN)/python
 	@echo "installing the project and its test tools into $(VENV) (PyTorch is the large part)"
 	@$(PIP) --editable '.[dev]'
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(PILLOW)
 	@touch $@ $(VENV)/run.stamp
 
 $(VENV)/web.stamp: $(STAMP) | $(BIN)/python
@@ -64,10 +63,15 @@ lint: $(VENV)/dev.stamp
 	@echo "ruff"; $(BIN)/ruff check .
 	@echo "mypy"; $(BIN)/mypy
 
-test: lint
+# Every other installation brings Gradio's Pillow back, whatever order they come in.
+.PHONY: pillow
+pillow: $(VENV)/dev.stamp
+	@$(BIN)/python -c 'import PIL, sys; sys.exit("pillow==" + PIL.__version__ != "$(PILLOW)")' || $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(PILLOW)
+
+test: lint pillow
 	@echo "pytest"; $(BIN)/python -m pytest
 
-parity: $(VENV)/dev.stamp
+parity: pillow
 	@$(BIN)/python -m tests.parity
 
 clean:
