@@ -390,10 +390,8 @@ class DiffusionVLM:
         return replace(seen, ms=seen.ms + ms)
 
     def _see(self, loaded: Sequence[LoadedImage]) -> list[Seen]:
-        start = time.perf_counter()
-        readings = self.engine.see_each([image.rgb for image in loaded])
-        ms = (time.perf_counter() - start) * 1000 / len(loaded)
-        return [Seen(image.source, image.warnings, reading, ms) for image, reading in zip(loaded, readings, strict=True)]
+        readings, ms = timed(self.engine.see_each, [image.rgb for image in loaded])
+        return [Seen(image.source, image.warnings, reading, ms / len(loaded)) for image, reading in zip(loaded, readings, strict=True)]
 
     def _ask_all(self, images: Images, question: str, cells: int, on_error: str | None, decoding: dict[str, Any]) -> Any:
         return self._over(images, self._asking(question, cells, self.engine.plan(decoding)), on_error)

@@ -36,8 +36,7 @@ class Writing:
         """Decode to the end; one result a row."""
         for _ in self.frames():
             pass
-        ms = (time.perf_counter() - self._start) * 1000 / self.rows
-        return [self._result(row, ms) for row in range(self.rows)]
+        return self._results()
 
     def stream(self, finish: Callable[[Result], Result]) -> Iterator[Partial]:
         """Decode, a Partial per step; the last one carries the results as `finish` gives them."""
@@ -45,10 +44,13 @@ class Writing:
         for frame in self.frames():
             rows = zip(frame.ids.tolist(), frame.state.tolist(), strict=True)
             yield Partial(frame, [text_so_far(tokenizer, ids, state, stops) for ids, state in rows])
-        ms = (time.perf_counter() - self._start) * 1000 / self.rows
-        results = [finish(self._result(row, ms)) for row in range(self.rows)]
+        results = [finish(result) for result in self._results()]
         canvas = self.canvas
         yield Partial(Frame.of(canvas, int(canvas.step.max()), canvas.masked), [result.text for result in results], results)
+
+    def _results(self) -> list[Result]:
+        ms = (time.perf_counter() - self._start) * 1000 / self.rows
+        return [self._result(row, ms) for row in range(self.rows)]
 
     def _result(self, row: int, ms: float) -> Result:
         canvas, stops, tokenizer = self.canvas, self.engine.stop_ids, self.engine.tokenizer
